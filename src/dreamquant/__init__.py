@@ -1,0 +1,1 @@
+"""Quantize a trained neural network when its training data may not be touched."""

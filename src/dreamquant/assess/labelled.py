@@ -1,0 +1,276 @@
+"""Labelled images for measuring accuracy: from folders, zip files and npz files, decoded batch by batch."""
+
+from __future__ import annotations
+
+import csv
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from dreamquant.errors import DataError, OptionError
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+_MODES = {1: "L", 3: "RGB"}
+_DEEP_MODES = ("I", "F")  # more than 8 bits a channel: Pillow would clip instead of scale
+Reader = Callable[[int], Image.Image]
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledImages:
+    """Images of any size with the number of the class of each.
+
+    `labels` is int64 (N,), none negative. `reader` opens the source and gives the function that decodes image i.
+    """
+
+    labels: NDArray[np.int64]
+    reader: Callable[[], AbstractContextManager[Reader]] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(
+        self, size: int, *, input_shape: tuple[int, int, int], mean: Sequence[float], std: Sequence[float]
+    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+        """Batches of `size` (the last may be smaller) as a network of `input_shape` (C, H, W) takes them: float32
+        (n, C, H, W) with int64 (n,) labels, in order.
+
+        Images become grey (C = 1) or RGB (C = 3); one of another size is scaled, bilinear with antialiasing, until it
+        covers (H, W) and cut around its centre; pixels are (x / 255 - mean) / std. EXIF orientation is not applied, as
+        training code does not. Raises OptionError for a wrong `size`, `mean` or `std`, DataError for a network that
+        takes neither 1 nor 3 channels and for a broken image.
+        """
+        if size < 1:
+            raise OptionError(f"a batch of {size} images is impossible, it must be at least 1")
+        check_normalisation(mean, std, channels=input_shape[0])
+        if input_shape[0] not in _MODES:
+            raise DataError(f"images have 1 or 3 channels, the network takes {input_shape[0]}")
+        return self._batches(size, input_shape, mean, std)
+
+    def _batches(
+        self, size: int, input_shape: tuple[int, int, int], mean: Sequence[float], std: Sequence[float]
+    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+        shift = np.asarray(mean, np.float32).reshape(1, -1, 1, 1)
+        scale = np.asarray(std, np.float32).reshape(1, -1, 1, 1)
+        with self.reader() as read:
+            for start in range(0, len(self), size):
+                labels = self.labels[start : start + size]
+                pixels = np.stack([_pixels(read(start + i), input_shape) for i in range(len(labels))])
+                yield (pixels.astype(np.float32) / np.float32(255) - shift) / scale, labels
+
+
+def load_labelled(path: Path, *, labels: Path | None = None, label_column: str = "label") -> LabelledImages:
+    """Labelled images from one of
+
+    - a folder with one sub-folder per class: the sorted names of the sub-folders are the classes 0, 1, ...;
+    - a folder or a .zip with the csv `labels`: its `file` column is the name inside, `label_column` the class number;
+      images that the csv does not name are left out;
+    - an .npz with `x` uint8 (N, H, W, C) or (N, H, W), and integer `y` (N,).
+
+    Zip files are read in place, image by image. Raises DataError when anything is missing, unreadable or not as said
+    here, OptionError when `labels` are given for an .npz.
+    """
+    if labels is not None and not labels.is_file():
+        raise DataError(f"there is no file {labels} with labels")
+    if not path.exists():
+        raise DataError(f"{path} does not exist")
+    try:
+        if path.is_dir():
+            return _from_folder(path, labels, label_column)
+        if path.suffix.lower() == ".zip":
+            return _from_zip(path, labels, label_column)
+        if path.suffix.lower() == ".npz":
+            return _from_npz(path, labels)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {_line(error)}") from error
+    raise DataError(f"{path} is not a kind of labelled data that is known (known: a folder, .npz, .zip)")
+
+
+def check_normalisation(mean: Sequence[float], std: Sequence[float], *, channels: int) -> None:
+    """Raise OptionError unless `mean` and `std` have one finite value per channel and `std` is positive."""
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) != channels:
+            raise OptionError(f"{name} has {len(values)} values and the network takes {channels} channels")
+        if not np.isfinite(values).all() or (name == "std" and min(values) <= 0):
+            kind = "finite" if name == "mean" else "finite and positive"
+            raise OptionError(f"{name} is {', '.join(f'{v:g}' for v in values)}, and must be {kind}")
+
+
+# ---- sources
+
+
+def _from_folder(folder: Path, labels: Path | None, label_column: str) -> LabelledImages:
+    if labels is None:
+        names, numbers = _classes_of(folder)
+    else:
+        names, numbers = _read_csv(labels, label_column)
+        inside = {name for name in set(names) if _is_file(folder / name)}
+        _check_inside(names, inside, folder, labels)
+    return LabelledImages(np.array(numbers, np.int64), partial(_folder_reader, folder, names))
+
+
+def _classes_of(folder: Path) -> tuple[list[str], list[int]]:
+    classes = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not classes:
+        raise DataError(f"{folder} has no sub-folders, one per class, and no csv with labels was given")
+    names, numbers = [], []
+    for number, entry in enumerate(classes):
+        files = sorted(file for file in entry.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+        names += [file.relative_to(folder).as_posix() for file in files]
+        numbers += [number] * len(files)
+    if not names:
+        raise DataError(f"the {len(classes)} sub-folders of {folder} hold no images")
+    return names, numbers
+
+
+def _from_zip(path: Path, labels: Path | None, label_column: str) -> LabelledImages:
+    if labels is None:
+        raise DataError(f"{path} holds images without their classes: a csv with labels is needed")
+    names, numbers = _read_csv(labels, label_column)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            inside = set(archive.namelist())
+    except (OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} is not a readable zip file: {_line(error)}") from error
+    _check_inside(names, inside, path, labels)
+    return LabelledImages(np.array(numbers, np.int64), partial(_zip_reader, path, names))
+
+
+def _from_npz(path: Path, labels: Path | None) -> LabelledImages:
+    if labels is not None:
+        raise OptionError(f"{path} has its own labels, those of {labels} cannot be used")
+    images, classes = _arrays(path)
+    if images.dtype != np.uint8:
+        raise DataError(f"x of {path} is {images.dtype}, it must be uint8 pixels in 0..255")
+    if not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] in _MODES)) or images.size == 0:
+        raise DataError(f"x of {path} has shape {images.shape}, it must be (N, H, W) or (N, H, W, 1 or 3)")
+    if classes.dtype.kind not in "iu" or classes.shape != images.shape[:1]:
+        raise DataError(
+            f"y of {path} is {classes.dtype} {classes.shape}, it must be an integer for each of {len(images)} images"
+        )
+    numbers = classes.astype(np.int64)
+    if numbers.min() < 0:
+        raise DataError(f"y of {path} has the negative label {numbers.min()}")
+    if images.ndim == 4 and images.shape[3] == 1:
+        images = images[..., 0]
+    return LabelledImages(numbers, lambda: nullcontext(lambda i: Image.fromarray(images[i])))
+
+
+def _arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
+    if not zipfile.is_zipfile(path):
+        raise DataError(f"{path} is not a readable npz file: it is not a zip archive of arrays")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            known = archive.files
+            found = {name: archive[name] for name in ("x", "y") if name in known}
+    except Exception as error:  # numpy raises whatever the broken bytes lead to
+        raise DataError(f"{path} is not a readable npz file: {_line(error)}") from error
+    missing = [name for name in ("x", "y") if name not in found]
+    if missing:
+        raise DataError(f"{path} has no {' and no '.join(missing)} (it has: {', '.join(known) or 'nothing'})")
+    return found["x"], found["y"]
+
+
+# ---- csv
+
+
+def _read_csv(path: Path, label_column: str) -> tuple[list[str], list[int]]:
+    names, numbers = [], []
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.DictReader(file)
+            _check_columns(path, rows.fieldnames or (), label_column)
+            for row in rows:
+                names.append(row["file"] or "")
+                numbers.append(_class_number(row[label_column], f"{path}, line {rows.line_num}"))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is not a readable csv file: {_line(error)}") from error
+    if not names:
+        raise DataError(f"{path} names no images")
+    return names, numbers
+
+
+def _check_columns(path: Path, columns: Iterable[str], label_column: str) -> None:
+    known = list(columns)
+    missing = [name for name in ("file", label_column) if name not in known]
+    if missing:
+        raise DataError(
+            f"{path} has no column {' and no column '.join(map(repr, missing))} (it has: {', '.join(known) or 'none'})"
+        )
+
+
+def _class_number(text: str | None, where: str) -> int:
+    try:
+        number = int(text or "")
+    except ValueError:
+        number = -1
+    if not 0 <= number < 2**63:
+        raise DataError(f"{where}: the label {text or ''!r} is not a class number (0, 1, 2, ...)")
+    return number
+
+
+def _check_inside(names: Sequence[str], inside: set[str], source: Path, labels: Path) -> None:
+    missing = [name for name in names if name not in inside]
+    if missing:
+        count = f"{len(missing)} of the {len(names)} images"
+        raise DataError(f"{count} that {labels} names are not in {source}, the first is {missing[0]!r}")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that no file can have
+        return False
+
+
+# ---- pixels
+
+
+@contextmanager
+def _folder_reader(folder: Path, names: Sequence[str]) -> Iterator[Reader]:
+    yield lambda i: _decode((folder / names[i]).read_bytes, str(folder / names[i]))
+
+
+@contextmanager
+def _zip_reader(path: Path, names: Sequence[str]) -> Iterator[Reader]:
+    try:
+        archive = zipfile.ZipFile(path)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} is not a readable zip file: {_line(error)}") from error
+    with archive:
+        yield lambda i: _decode(partial(archive.read, names[i]), f"{names[i]} in {path}")
+
+
+def _decode(read: Callable[[], bytes], where: str) -> Image.Image:
+    try:
+        image = Image.open(BytesIO(read()))
+        image.load()
+    except Exception as error:  # Pillow and zipfile raise whatever the broken bytes lead to
+        raise DataError(f"{where} is not a readable image: {_line(error)}") from error
+    if image.mode.startswith(_DEEP_MODES):
+        raise DataError(f"{where} has more than 8 bits a channel (mode {image.mode}), only 8 are read")
+    return image
+
+
+def _pixels(image: Image.Image, input_shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """uint8 (C, H, W), converted and resized."""
+    channels, height, width = input_shape
+    if "transparency" in image.info:
+        image = image.convert("RGBA")
+    image = image.convert(_MODES[channels])
+    if image.size != (width, height):
+        image = ImageOps.fit(image, (width, height), method=Image.Resampling.BILINEAR)
+    return np.asarray(image).reshape(height, width, channels).transpose(2, 0, 1)
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

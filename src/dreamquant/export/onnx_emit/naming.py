@@ -1,0 +1,37 @@
+"""Which nodes are written, and how their ONNX values are called."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import fx
+
+from dreamquant.export.onnx_emit.builder import Builder
+from dreamquant.network.graph import output_nodes
+
+
+def live_nodes(graph: fx.Graph, outputs: Sequence[fx.Node] | None = None) -> set[fx.Node]:
+    """The nodes that `outputs` need, by default those of the graph, and the placeholder."""
+    live = {node for node in graph.nodes if node.op == "placeholder"}
+    waiting = list(output_nodes(graph) if outputs is None else outputs)
+    while waiting:
+        node = waiting.pop()
+        if node not in live:
+            live.add(node)
+            waiting.extend(node.all_input_nodes)
+    return live
+
+
+def value_names(graph: fx.Graph, live: set[fx.Node], builder: Builder) -> dict[fx.Node, str]:
+    """A name of its own for each live tensor: its origin if that is free, else what it is called in the graph."""
+    names: dict[fx.Node, str] = {}
+    results = output_nodes(graph)
+    for index, node in enumerate(results):
+        if node.op == "call_function" and node not in names:
+            base = "output" if len(results) == 1 else f"output_{index}"
+            names[node] = builder.unique(str(node.meta.get("origin", base)))
+    for node in graph.nodes:
+        if node in live and node not in names and builder.facts[node].kind == "tensor":
+            base = {"placeholder": "input", "get_attr": str(node.target)}.get(node.op, node.name)
+            names[node] = builder.unique(str(node.meta.get("origin", base)))
+    return names

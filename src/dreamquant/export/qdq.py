@@ -1,0 +1,183 @@
+"""Student -> ONNX with QuantizeLinear / DequantizeLinear around every quantized tensor.
+
+A network that came from an ONNX file goes out as the same graph; any other is first emitted as a float graph. Weights and
+biases are stored as integers. A grid is stored in the smallest container that ONNX has: 4 bits (opset 21) or 8; narrower
+grids of activations are cut off by a Clip before QuantizeLinear.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, fx
+
+from dreamquant.errors import UnsupportedOperator
+from dreamquant.export.onnx_emit import emit
+from dreamquant.export.surgery import Surgery
+from dreamquant.network.graph import tensor_of
+from dreamquant.quantization.grid import Grid
+from dreamquant.quantization.student import QuantizedTensor, Student, quantizer_nodes
+
+INT8_OPSET, INT4_OPSET = 13, 21
+FLOAT_OPSET = 17  # of a graph that is emitted here and holds no 4-bit tensor
+
+Names = dict[str, str]  # node of the student's graph -> value of the ONNX model
+
+
+def to_onnx(student: Student) -> onnx.ModelProto:
+    """The student as an ONNX model; raises `UnsupportedOperator` for what ONNX cannot say."""
+    tensors = student.tensors()
+    opset = INT4_OPSET if any(_container_bits(tensor.grid) == 4 for tensor in tensors) else INT8_OPSET
+    proto, names, transposed = _float_model(student, opset)
+    surgery = Surgery(proto)
+    surgery.require_opset(opset)
+    _fold(surgery, student)
+    _update_constants(surgery, student, names, transposed)
+    constants: dict[str, tuple[str, str]] = {}
+    for tensor in tensors:
+        if tensor.kind == "activation":
+            _quantize_activation(surgery, tensor, names, constants)
+        else:
+            _quantize_constant(surgery, student, tensor, names, transposed)
+    return surgery.finish()
+
+
+def _float_model(student: Student, opset: int) -> tuple[onnx.ModelProto, Names, set[str]]:
+    """The float ONNX model, the names of the student's tensors in it, and the nodes that it stores transposed."""
+    network, graph = student.network, student.network.graph
+    proto = network.source.proto
+    if proto is None:
+        graph = _without_quantizers(graph)
+        proto = emit(graph, input_shape=network.input_shape, batch=network.batch, opset=max(opset, FLOAT_OPSET))
+    nodes = graph.graph.nodes
+    names = {node.name: str(node.meta["origin"]) for node in nodes if node.meta.get("origin") is not None}
+    return proto, names, {node.name for node in nodes if node.meta.get("transposed")}
+
+
+def _without_quantizers(graph: fx.GraphModule) -> fx.GraphModule:
+    plain = copy.deepcopy(graph)
+    for node in quantizer_nodes(plain.graph):
+        node.replace_all_uses_with(node.all_input_nodes[0])
+        plain.graph.erase_node(node)
+    plain.recompile()
+    return plain
+
+
+def _fold(surgery: Surgery, student: Student) -> None:
+    """Take out the BatchNorms of the incoming file that the student has folded into the layers before them."""
+    if student.network.source.proto is None:
+        return
+    for node in student.network.graph.graph.nodes:
+        absorbed = node.meta.get("absorbed")
+        if absorbed is not None:
+            surgery.remove(str(node.meta["origin"]))
+            surgery.rename_output(str(absorbed), str(node.meta["origin"]))
+
+
+def _update_constants(surgery: Surgery, student: Student, names: Names, transposed: set[str]) -> None:
+    """Write the student's stored tensors, where they are not those of the file any more, and biases that it gained."""
+    if student.network.source.proto is None:
+        return  # emitted from the student itself
+    graph = student.network.graph
+    for node in graph.graph.nodes:
+        if node.op != "get_attr":
+            continue
+        value = tensor_of(graph, node)
+        if node.name in names and node.meta.get("changed"):
+            surgery.replace_constant(names[node.name], _array(value.t() if node.name in transposed else value))
+        elif node.name not in names and node.meta.get("gained"):
+            layer = surgery.producer(names[str(node.meta["gained"])])
+            assert layer is not None
+            names[node.name] = surgery.constant(f"{layer.output[0]}_bias", _array(value))
+            layer.input.append(names[node.name])
+
+
+def _quantize_activation(
+    surgery: Surgery, tensor: QuantizedTensor, names: Names, constants: dict[str, tuple[str, str]]
+) -> None:
+    """value -> [Clip] -> QuantizeLinear -> DequantizeLinear, whose result takes the value's name for all who read it."""
+    if tensor.node.name not in names:
+        raise UnsupportedOperator(f"{tensor.node.name} is quantized but is no value of the ONNX model")
+    value, grid = names[tensor.node.name], tensor.grid
+    shared = str(tensor.quantizer.target)
+    if shared not in constants:
+        constants[shared] = _scale_and_zero_point(surgery, value, grid)
+    scale, zero_point = constants[shared]
+    if surgery.producer(value) is None:  # an input of the graph keeps its name; its readers are moved
+        source, result = value, surgery.fresh(f"{value}_dq")
+        surgery.rewire(value, result)
+    else:
+        source, result = surgery.fresh(f"{value}_float"), value
+        surgery.rename_output(value, source)
+    if grid.bits < _container_bits(grid):
+        low, high = (
+            surgery.constant(f"{value}_{end}", np.asarray((limit - grid.zero_point.item()) * grid.scale.item(), np.float32))
+            for end, limit in (("low", grid.qmin), ("high", grid.qmax))
+        )
+        clipped = surgery.fresh(f"{value}_clipped")
+        surgery.insert("Clip", [source, low, high], clipped, after=source)
+        source = clipped
+    integers = surgery.fresh(f"{value}_q")
+    surgery.insert("QuantizeLinear", [source, scale, zero_point], integers, after=source)
+    surgery.insert("DequantizeLinear", [integers, scale, zero_point], result, after=integers)
+
+
+def _quantize_constant(surgery: Surgery, student: Student, tensor: QuantizedTensor, names: Names, transposed: set[str]) -> None:
+    """A stored tensor becomes integers -> DequantizeLinear for the layers that read it."""
+    name, grid = names[tensor.node.name], tensor.grid
+    value = tensor_of(student.network.graph, tensor.node).double()
+    scale, zero_point = grid.shaped(value.dim())
+    integers = (torch.round(value / scale.double()) + zero_point).clamp(grid.qmin, grid.qmax)
+    axis = grid.axis
+    if tensor.node.name in transposed:
+        integers, axis = integers.t(), None if axis is None else 1 - axis
+    if tensor.kind == "bias":
+        stored = numpy_helper.from_array(_array(integers).astype(np.int32))
+        points = surgery.constant(f"{name}_zero", np.zeros(grid.zero_point.numel(), np.int32))
+    else:
+        stored = _integers(integers, grid)
+        points = surgery.constant(f"{name}_zero", _integers(_shape(grid.zero_point, axis), grid))
+    integers_name = surgery.constant(f"{name}_q", stored)
+    scales = surgery.constant(f"{name}_scale", _array(_shape(grid.scale, axis)))
+    result = surgery.fresh(f"{name}_dq")
+    surgery.rewire(name, result)
+    attributes = {} if axis is None else {"axis": axis}
+    surgery.insert("DequantizeLinear", [integers_name, scales, points], result, **attributes)
+
+
+def _scale_and_zero_point(surgery: Surgery, value: str, grid: Grid) -> tuple[str, str]:
+    return (
+        surgery.constant(f"{value}_scale", _array(_shape(grid.scale, None))),
+        surgery.constant(f"{value}_zero", _integers(_shape(grid.zero_point, None), grid)),
+    )
+
+
+def _shape(values: Tensor, axis: int | None) -> Tensor:
+    return values.reshape(()) if axis is None else values.reshape(-1)
+
+
+def _container_bits(grid: Grid) -> int:
+    """The bits of the smallest ONNX integer type that holds the grid's integers."""
+    return 4 if grid.bits <= 4 else 8 if grid.bits <= 8 else 32
+
+
+def _integers(values: Tensor, grid: Grid) -> TensorProto:
+    """Whole numbers as a tensor of the grid's container type, two to a byte for 4 bits."""
+    signed, bits = grid.qmin < 0, _container_bits(grid)
+    kind = {
+        (True, 8): TensorProto.INT8,
+        (False, 8): TensorProto.UINT8,
+        (True, 4): TensorProto.INT4,
+        (False, 4): TensorProto.UINT4,
+    }[signed, bits]
+    if bits == 8:
+        return numpy_helper.from_array(_array(values).astype(np.int8 if signed else np.uint8))
+    return helper.make_tensor("", kind, list(values.shape), _array(values).astype(np.int8 if signed else np.uint8).flatten())
+
+
+def _array(value: Tensor) -> np.ndarray:
+    return value.detach().cpu().contiguous().numpy()

@@ -1,0 +1,134 @@
+"""Small operations on an ONNX model, by value name."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from dreamquant.errors import ModelError, UnsupportedOperator
+
+Array = NDArray[np.generic]
+
+
+class Surgery:
+    """One model under the knife: its nodes by what they produce, its constants by name. `finish` puts the parts together.
+
+    The model given is not changed.
+    """
+
+    def __init__(self, proto: onnx.ModelProto) -> None:
+        self.proto = onnx.ModelProto()
+        self.proto.CopyFrom(proto)
+        self.nodes: list[onnx.NodeProto] = list(self.proto.graph.node)
+        self.outputs = [output.name for output in self.proto.graph.output]
+        self.added: dict[str, onnx.TensorProto] = {}
+        self._names = {name for node in self.nodes for name in (*node.input, *node.output)}
+        self._names |= {tensor.name for tensor in self.proto.graph.initializer}
+        self._node_names = {node.name for node in self.nodes}
+        self._unused_before = set(self._unused())
+
+    def producer(self, value: str) -> onnx.NodeProto | None:
+        """The node that computes a value; None for inputs and stored tensors."""
+        return next((node for node in self.nodes if value in node.output), None)
+
+    def fresh(self, base: str) -> str:
+        """A value name that is not taken yet."""
+        name, number = base, 1
+        while name in self._names:
+            name, number = f"{base}_{number}", number + 1
+        self._names.add(name)
+        return name
+
+    def constant(self, base: str, array: Array | onnx.TensorProto) -> str:
+        """Store a tensor under a new name."""
+        name = self.fresh(base)
+        tensor = array if isinstance(array, onnx.TensorProto) else numpy_helper.from_array(np.asarray(array, order="C"), name)
+        tensor.name = name
+        self.added[name] = tensor
+        return name
+
+    def replace_constant(self, name: str, array: Array) -> None:
+        """Give a stored tensor (initializer or Constant node) another value."""
+        for tensor in self.proto.graph.initializer:
+            if tensor.name == name:
+                tensor.CopyFrom(numpy_helper.from_array(np.asarray(array, order="C"), name))
+                return
+        node = self.producer(name)
+        if node is None or node.op_type != "Constant":
+            raise ModelError(f"{name} is not a stored tensor of the ONNX model")
+        del node.attribute[:]
+        node.attribute.append(helper.make_attribute("value", numpy_helper.from_array(np.asarray(array, order="C"))))
+
+    def insert(self, op_type: str, inputs: list[str], output: str, *, after: str | None = None, **attributes: object) -> None:
+        """Add a node that computes `output`, behind the producer of `after`, at the front where that is no node's output."""
+        name, number = output, 1
+        while name in self._node_names:
+            name, number = f"{output}_{number}", number + 1
+        self._node_names.add(name)
+        node = helper.make_node(op_type, inputs, [output], name=name, **attributes)
+        producer = self.producer(after) if after is not None else None
+        self.nodes.insert(self.nodes.index(producer) + 1 if producer is not None else 0, node)
+
+    def rewire(self, value: str, replacement: str, nodes: Iterable[onnx.NodeProto] | None = None) -> None:
+        """Let consumers of `value` (all of them, or those of `nodes`) read `replacement`."""
+        for node in self.nodes if nodes is None else nodes:
+            for index, name in enumerate(node.input):
+                if name == value:
+                    node.input[index] = replacement
+
+    def consumers(self, value: str) -> list[onnx.NodeProto]:
+        """The nodes that read a value."""
+        return [node for node in self.nodes if value in node.input]
+
+    def rename_output(self, value: str, name: str) -> None:
+        """Let the producer of `value` call it `name`; its consumers still ask for `value`."""
+        producer = self.producer(value)
+        if producer is None:
+            raise ModelError(f"{value} is computed by no node of the ONNX model")
+        producer.output[list(producer.output).index(value)] = name
+
+    def remove(self, value: str) -> None:
+        """Take out the node that produces `value`."""
+        producer = self.producer(value)
+        if producer is None:
+            raise ModelError(f"{value} is computed by no node of the ONNX model")
+        self.nodes.remove(producer)
+
+    def require_opset(self, opset: int) -> None:
+        """Raise the model's opset where it is lower. To be called before any other change."""
+        current = next((entry.version for entry in self.proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
+        if current >= opset:
+            return
+        try:
+            converted = onnx.version_converter.convert_version(self.proto, opset)
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise UnsupportedOperator(f"the ONNX model has opset {current}, {opset} is needed, and it cannot be raised: {reason}") from error
+        metadata = {entry.key: entry.value for entry in self.proto.metadata_props}
+        helper.set_model_props(converted, metadata)
+        self.__init__(converted)  # type: ignore[misc]
+
+    def finish(self) -> onnx.ModelProto:
+        """The model: new nodes in place, stored tensors that lost their last reader dropped."""
+        unused = set(self._unused()) - self._unused_before
+        self.nodes = [node for node in self.nodes if not (node.op_type == "Constant" and unused.issuperset(node.output))]
+        kept = [tensor for tensor in self.proto.graph.initializer if tensor.name not in unused]
+        inputs = [value for value in self.proto.graph.input if value.name not in unused]
+        graph = self.proto.graph
+        del graph.node[:], graph.initializer[:], graph.input[:]
+        graph.node.extend(self.nodes)
+        graph.initializer.extend([*kept, *self.added.values()])
+        graph.input.extend(inputs)
+        return self.proto
+
+    def _unused(self) -> list[str]:
+        read = Counter(name for node in self.nodes for name in node.input)
+        read.update(self.outputs)
+        stored = [tensor.name for tensor in self.proto.graph.initializer]
+        stored += [node.output[0] for node in self.nodes if node.op_type == "Constant"]
+        return [name for name in stored if not read[name]]

@@ -1,0 +1,126 @@
+"""Results are written whole or not at all, and whether they can be written is known before the work begins."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dreamquant.errors import OutputError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_TEXT = os.strerror(errno.ENOSPC).lower()  # all that a library keeps when it wraps the system's error in its own
+_NOTHING_LEFT = 64 * 1024  # bytes
+
+
+@contextmanager
+def atomic_path(destination: Path) -> Iterator[Path]:
+    """An empty temporary file to write into, with `destination`'s suffix and in its folder.
+
+    When the block ends it takes `destination`'s place in one step; when the block raises (Ctrl-C too) it is removed and
+    `destination` is as it was. Through a symlink, the file that it points to is the one that is replaced. Raises
+    OutputError when the file cannot be created or put in place, or when the disk fills up inside the block.
+    """
+    place = _real(destination)
+    temporary = _create_beside(place, destination)
+    try:
+        yield temporary
+        _replace(temporary, place, destination)
+    except Exception as error:
+        if _is_full(error, place.parent):
+            raise OutputError(f"cannot write {destination}: the disk filled up while writing") from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def atomic_write(destination: Path, data: bytes) -> None:
+    """Write `data` to `destination`, whole or not at all; errors as `atomic_path`."""
+    with atomic_path(destination) as temporary:
+        temporary.write_bytes(data)
+
+
+def check_output(destination: Path, *, inputs: Iterable[Path] = (), need_bytes: int = 0) -> None:
+    """Raise OutputError, in one sentence, when `destination` could not be written.
+
+    Its folder must exist and take a new file, it must not be a folder or a device, must not be one of `inputs` (seen
+    through symlinks and hard links), and its disk must have `need_bytes` free.
+    """
+    place = _real(destination)
+    try:
+        reason = _unfit(place) or _same_as_input(place, inputs) or _too_full(place, need_bytes)
+    except OSError as error:
+        raise OutputError(f"cannot write {destination}: {error.strerror}") from error
+    if reason:
+        raise OutputError(f"cannot write {destination}: {reason}")
+    _create_beside(place, destination).unlink()
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))
+
+
+def _unfit(place: Path) -> str:
+    folder = place.parent
+    if not folder.exists():
+        return f"the folder {folder} does not exist"
+    if not folder.is_dir():
+        return f"{folder} is not a folder"
+    if place.is_dir():
+        return "it is a folder, and a file is to be written"
+    if place.exists() and not place.is_file():
+        return "it is a device or a pipe, and a file is to be written"
+    return ""
+
+
+def _same_as_input(place: Path, inputs: Iterable[Path]) -> str:
+    for given in inputs:
+        real = _real(given)
+        if real == place or (real.exists() and place.exists() and real.samefile(place)):
+            return f"it is the input {given}, which would be overwritten"
+    return ""
+
+
+def _too_full(place: Path, need_bytes: int) -> str:
+    free = shutil.disk_usage(place.parent).free
+    if free < need_bytes:
+        return f"{_megabytes(need_bytes)} are needed and {_megabytes(free)} are free on the disk of {place.parent}"
+    return ""
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
+
+
+def _create_beside(place: Path, destination: Path) -> Path:
+    """A new empty file in `place`'s folder, with the permissions a plain `open` would give it."""
+    temporary = place.with_name(f".dreamquant-{secrets.token_hex(6)}{place.suffix[:32]}")
+    try:
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    except OSError as error:
+        raise OutputError(f"cannot write {destination}: {place.parent}: {error.strerror}") from error
+    return temporary
+
+
+def _replace(temporary: Path, place: Path, destination: Path) -> None:
+    try:
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        if place.exists():
+            shutil.copymode(place, temporary)
+        temporary.replace(place)
+    except OSError as error:
+        raise OutputError(f"cannot write {destination}: {error.strerror}") from error
+
+
+def _is_full(error: Exception, folder: Path) -> bool:
+    if isinstance(error, OutputError):
+        return False
+    if (isinstance(error, OSError) and error.errno in _FULL) or _FULL_TEXT in str(error).lower():
+        return True
+    # torch.save keeps nothing of the system's reason: what is left on the disk tells
+    return isinstance(error, RuntimeError) and shutil.disk_usage(folder).free < _NOTHING_LEFT

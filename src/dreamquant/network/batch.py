@@ -1,0 +1,109 @@
+"""Freeing a graph of the batch size it was written down with, and the proof that it is free.
+
+The sizes in a traced graph are those of one batch. They are tied to the number of images, and what comes out is
+believed only after it has run on batches of three and one and returned what the original graph returns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, fx
+
+from dreamquant.network.batch_sizes import BatchFreer, NotFreeError
+
+TRIED = (3, 1)
+TOLERANCE = 1e-3  # of 1 + the largest output; kernels differ a little between batch sizes
+
+
+def noise(batch: int, shape: tuple[int, ...]) -> Tensor:
+    """Standard normal images (batch, *shape), the same at every call."""
+    return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(batch))
+
+
+def difference(expected: Tensor, actual: Tensor) -> float:
+    """Largest absolute difference over 1 + the largest finite expected value; infinite where shapes or NaNs differ."""
+    if expected.shape != actual.shape:
+        return math.inf
+    one, other = expected.double(), actual.double()
+    same = (one == other) | (one.isnan() & other.isnan())
+    if bool(same.all()):
+        return 0.0
+    gap = (one - other).abs()[~same].max().item()
+    scale = 1 + one[one.isfinite()].abs().max().item() if bool(one.isfinite().any()) else 1.0
+    return math.inf if math.isnan(gap) else gap / scale
+
+
+def free_batch(graph: fx.GraphModule, input_shape: tuple[int, int, int], batch: int) -> int | None:
+    """Rewrite `graph`, which runs batches of `batch` images (C, H, W), to run any; None where that is proven.
+
+    Otherwise the graph stays as it was and `batch` is returned. Every tensor-valued node needs `meta["shape"]` as
+    recorded on `batch` images. Nodes of a graph that had to be rewritten are new objects under their old names.
+    """
+    images = noise(max(TRIED), input_shape)
+    expected = _reference(graph, images, batch)
+    for trial in _candidates(graph, batch):
+        if _is_free(trial, images, expected, batch):
+            if trial is not graph:
+                graph.graph = trial.graph
+            return None
+    return batch
+
+
+def _candidates(graph: fx.GraphModule, batch: int) -> Iterator[fx.GraphModule]:
+    """Graphs that may run any batch, the likeliest first, none twice."""
+    seen = set()
+    for repeats in (True, False):  # a constant repeated `batch` times usually stands for the batch, but need not
+        trial = _copied(graph)
+        try:
+            BatchFreer(trial, batch, repeats=repeats).rewrite()
+        except NotFreeError:
+            continue
+        changed = str(trial.graph) != str(graph.graph)
+        if str(trial.graph) not in seen:
+            seen.add(str(trial.graph))
+            yield trial if changed else graph
+    if str(graph.graph) not in seen:
+        yield graph
+
+
+def _copied(graph: fx.GraphModule) -> fx.GraphModule:
+    copied = fx.Graph()
+    copied.output(copied.graph_copy(graph.graph, {}))
+    return fx.GraphModule(graph, copied)
+
+
+def _outputs(graph: fx.GraphModule, images: Tensor) -> list[Tensor]:
+    with torch.no_grad():
+        outputs = graph(images)
+    return list(outputs) if isinstance(outputs, tuple | list) else [outputs]
+
+
+def _reference(graph: fx.GraphModule, images: Tensor, batch: int) -> list[Tensor]:
+    """The outputs on any number of images, from runs of `batch` images; the last run is filled up with copies."""
+    missing = -len(images) % batch
+    filled = torch.cat([images, images[:1].expand(missing, *images.shape[1:])])
+    runs = zip(*(_outputs(graph, piece) for piece in torch.split(filled, batch)), strict=True)
+    joined = [torch.cat([piece if piece.dim() else piece[None] for piece in pieces]) for pieces in runs]
+    return [_share(output, len(images), len(filled)) for output in joined]
+
+
+def _share(output: Tensor, part: int, whole: int) -> Tensor:
+    """The rows of the first `part` of `whole` images."""
+    return output[: len(output) * part // whole]
+
+
+def _is_free(graph: fx.GraphModule, images: Tensor, expected: list[Tensor], batch: int) -> bool:
+    for count in TRIED:
+        if count == batch:  # the graph ran that size to begin with
+            continue
+        try:
+            outputs = _outputs(graph, images[:count])
+        except (RuntimeError, ValueError, IndexError):
+            return False
+        wanted = [_share(output, count, len(images)) for output in expected]
+        if not all(difference(one, other) <= TOLERANCE for one, other in zip(wanted, outputs, strict=True)):
+            return False
+    return True

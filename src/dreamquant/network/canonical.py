@@ -1,0 +1,127 @@
+"""One spelling for every operation, so that later stages meet each in a single form."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from dreamquant.network.graph import aten
+
+
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,  # noqa: ARG001 - evaluation only
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """softmax(q k^T * scale + mask) v, as two matrix products that can be quantized."""
+    if enable_gqa:
+        repeats = query.shape[-3] // key.shape[-3]
+        key, value = key.repeat_interleave(repeats, -3), value.repeat_interleave(repeats, -3)
+    scores = torch.matmul(query * (query.shape[-1] ** -0.5 if scale is None else scale), key.transpose(-2, -1))
+    if is_causal:
+        scores = scores + torch.full(scores.shape[-2:], -torch.inf).triu(1)
+    if attn_mask is not None:
+        scores = scores + (torch.where(attn_mask, 0.0, -torch.inf) if attn_mask.dtype == torch.bool else attn_mask)
+    return torch.matmul(torch.softmax(scores, -1), value)
+
+
+# composite operations that are taken apart when a program is captured
+DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
+    aten.scaled_dot_product_attention.default: scaled_dot_product_attention,
+}
+
+# operations that only move, copy or (in training) drop values
+IDENTITIES = {
+    aten.clone.default,
+    aten.alias.default,
+    aten.contiguous.default,
+    aten.detach.default,
+    aten.detach_.default,
+    aten.dropout.default,
+    aten.dropout_.default,
+    aten.feature_dropout.default,
+    aten.lift_fresh_copy.default,
+}
+
+# another spelling of the same operation on the same arguments
+SYNONYMS = {
+    aten.view.default: aten.reshape.default,
+    aten._unsafe_view.default: aten.reshape.default,
+    aten.relu_.default: aten.relu.default,
+    aten.relu6.default: None,  # -> hardtanh(x, 0, 6), below
+}
+
+
+def canonicalize(graph: fx.Graph) -> None:
+    """Rewrite in place: identities vanish, `view` becomes `reshape`, BatchNorm is `batch_norm` in eval mode, a guard or
+    other node without effect on the output is dropped."""
+    for node in list(graph.nodes):
+        if node.op == "call_module" and not node.users:  # torch.export's input guards
+            graph.erase_node(node)
+        elif node.op == "call_function":
+            _canonicalize_node(graph, node)
+    graph.eliminate_dead_code()
+
+
+def _canonicalize_node(graph: fx.Graph, node: fx.Node) -> None:
+    if node.target in IDENTITIES or _is_cast_to_same(node):
+        node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+        graph.erase_node(node)
+    elif node.target is aten.relu6.default:
+        node.target, node.args = aten.hardtanh.default, (node.args[0], 0.0, 6.0)
+    elif node.target in SYNONYMS:
+        node.target = SYNONYMS[node.target]  # type: ignore[assignment]
+    elif node.target is aten._native_batch_norm_legit_no_training.default:
+        x, weight, bias, mean, var, momentum, eps = node.args
+        node.target, node.args = aten.batch_norm.default, (x, weight, bias, mean, var, False, momentum, eps, False)
+        for user in list(node.users):  # only the normalised tensor is used; the saved statistics are for training
+            assert user.target is operator.getitem and user.args[1] == 0
+            user.replace_all_uses_with(node)
+            graph.erase_node(user)
+    elif node.target is aten.batch_norm.default:
+        node.args = (*node.args[:5], False, *node.args[6:8], False)
+
+
+def _is_cast_to_same(node: fx.Node) -> bool:
+    if node.target not in (aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout):
+        return False
+    source = node.args[0]
+    value, before = node.meta.get("val"), source.meta.get("val") if isinstance(source, fx.Node) else None
+    return isinstance(value, Tensor) and isinstance(before, Tensor) and value.dtype == before.dtype
+
+
+def flatten_attributes(module: nn.Module, graph: fx.Graph) -> fx.GraphModule:
+    """A GraphModule around `graph` whose tensors stand under flat names, one `get_attr` node a tensor, without gradients."""
+    root = nn.Module()
+    seen: dict[int, fx.Node] = {}
+    for node in list(graph.nodes):
+        if node.op != "get_attr":
+            continue
+        value: Any = module
+        for part in str(node.target).split("."):
+            value = getattr(value, part)
+        first = seen.get(id(value))
+        if first is not None:
+            node.replace_all_uses_with(first)
+            graph.erase_node(node)
+            continue
+        seen[id(value)] = node
+        name = str(node.target).replace(".", "_").lstrip("_") or "tensor"
+        while hasattr(root, name):
+            name += "_"
+        if isinstance(value, Tensor):
+            root.register_buffer(name, value.detach().clone())
+        else:
+            setattr(root, name, value)
+        node.target = name
+    return fx.GraphModule(root, graph)

@@ -1,0 +1,116 @@
+"""torch in: a module or an exported program becomes a flat graph of ATen operations."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from dreamquant.errors import ModelError
+from dreamquant.network.batch import free_batch
+from dreamquant.network.canonical import DECOMPOSITIONS, canonicalize, flatten_attributes
+from dreamquant.network.graph import Network, Source, output_nodes, placeholder, record_shapes
+
+
+def noise(count: int, input_shape: tuple[int, ...], *, seed: int) -> torch.Tensor:
+    """N(0, 1) images (count, C, H, W) of a seed; the global generator is not touched."""
+    return torch.randn((count, *input_shape), generator=torch.Generator().manual_seed(seed))
+
+
+def capture(
+    module: nn.Module | torch.export.ExportedProgram,
+    input_shape: tuple[int, int, int] | None = None,
+    *,
+    mean: tuple[float, ...] = (),
+    std: tuple[float, ...] = (),
+    source: Source | None = None,
+) -> Network:
+    """The `Network` of a module (run in eval mode, `input_shape` (C, H, W) needed) or of an exported program.
+
+    BatchNorms stay as they are. A graph that turns out to be bound to one batch size is freed from it where that can be
+    proved. Raises `ModelError` for a module that `torch.export` cannot trace or a network that has not one image input.
+    """
+    source = source or Source("module", type(module).__name__)
+    if isinstance(module, torch.export.ExportedProgram):
+        program, found = module, _program_shape(module, source)
+        if input_shape is not None and input_shape != found[1:]:
+            raise ModelError(f"{source.text}: the program was exported for images {found[1:]}, not {input_shape}")
+        batch, input_shape = found[0], (found[1], found[2], found[3])
+    elif input_shape is None:
+        raise ModelError(f"{source.text}: a module does not tell the size of its images: give input_shape (--input-shape C,H,W)")
+    else:
+        batch = 2
+        program = _export(module, input_shape, batch, source)
+    graph = flatten(program)
+    record_shapes(graph, noise(batch, input_shape, seed=0))
+    _check(graph, source)
+    free = free_batch(graph, input_shape, batch)
+    return Network(graph, input_shape, source, tuple(mean), tuple(std), free)
+
+
+def flatten(program: torch.export.ExportedProgram) -> fx.GraphModule:
+    """The flat inner graph of an exported program."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        functional: Any = program.run_decompositions(DECOMPOSITIONS)
+        module = functional.module()
+    graph = module.graph
+    graph.set_codegen(fx.graph.CodeGen())
+    canonicalize(graph)
+    flat = flatten_attributes(module, graph)
+    flat.eval()
+    for node in flat.graph.nodes:
+        node.meta.clear()
+    flat.graph.lint()
+    flat.recompile()
+    return flat
+
+
+def capture_module(module: nn.Module, input_shape: tuple[int, int, int]) -> fx.GraphModule:
+    """The flat graph alone, its shapes recorded; see `capture`."""
+    return capture(module, input_shape).graph
+
+
+def _export(module: nn.Module, input_shape: tuple[int, int, int], batch: int, source: Source) -> torch.export.ExportedProgram:
+    was_training = {child: child.training for child in module.modules()}
+    module.eval()
+    images = noise(batch, input_shape, seed=0)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.export(module, (images,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"{source.text}: torch.export cannot trace it on images {input_shape}: {reason}") from error
+    finally:
+        for child, training in was_training.items():
+            child.training = training
+
+
+def _program_shape(program: torch.export.ExportedProgram, source: Source) -> tuple[int, int, int, int]:
+    names = set(program.graph_signature.user_inputs)
+    values = [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
+    if len(values) != 1 or values[0].dim() != 4:
+        found = ", ".join(str(tuple(value.shape)) for value in values) or "none"
+        raise ModelError(f"{source.text}: one input of images (N, C, H, W) is needed, the program has {found}")
+    sizes = [size if isinstance(size, int) else None for size in values[0].shape]
+    if None in sizes[1:]:
+        raise ModelError(f"{source.text}: the program's image size {tuple(values[0].shape)} is dynamic; export it for one size")
+    return (sizes[0] or 2, sizes[1] or 0, sizes[2] or 0, sizes[3] or 0)
+
+
+def _check(graph: fx.GraphModule, source: Source) -> None:
+    images = placeholder(graph.graph)
+    if sum(node.op == "placeholder" for node in graph.graph.nodes) != 1:
+        raise ModelError(f"{source.text}: one input of images (N, C, H, W) is needed")
+    if images.meta["dtype"] != torch.float32:
+        raise ModelError(f"{source.text}: the input is {images.meta['dtype']}; only float32 networks are known")
+    for node in output_nodes(graph.graph):
+        if "shape" not in node.meta:
+            raise ModelError(f"{source.text}: the output {node} is not a tensor")
+    for name, tensor in graph.named_buffers():
+        bad = int((~torch.isfinite(tensor)).sum()) if tensor.is_floating_point() else 0
+        if bad:
+            raise ModelError(f"{source.text}: {bad} of {tensor.numel()} values of {name} are NaN or infinite")

@@ -1,0 +1,129 @@
+"""`Network`: the one inner representation, whatever file or module it came from.
+
+The graph of a network is a flat `torch.fx.GraphModule` in eval mode with
+
+- one `placeholder`: the batch of images, float32 (N, C, H, W), in the input space of the network;
+- `get_attr` nodes for parameters, buffers and constants, under flat names;
+- `call_function` nodes whose targets are functional ATen overloads as `torch.export` gives them before decomposition
+  (`aten.conv2d.default`, `aten.linear.default`, `aten.batch_norm.default`, ...), `operator.getitem`, and integer
+  arithmetic on `aten.sym_size.int` where a shape depends on the batch;
+- one `output`: a tensor or a tuple of tensors.
+
+Each tensor-valued node carries `meta["shape"]`, `meta["dtype"]` (measured on a batch of two, or of `Network.batch`) and,
+where it stands for a value of the file that was read, `meta["origin"]`: that value's name. A `get_attr` whose stored
+tensor is the transpose of the file's also has `meta["transposed"] = True`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx
+
+from dreamquant.errors import ModelError
+
+if TYPE_CHECKING:
+    import onnx
+
+aten = torch.ops.aten
+
+NATURAL_MEAN = (0.485, 0.456, 0.406)  # of photographs, pixels in 0..1 (the ImageNet training set's)
+NATURAL_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a network came from: `kind` is "onnx", "pt2", "module" or "timm", `text` what the user gave."""
+
+    kind: str
+    text: str
+    path: Path | None = None
+    proto: onnx.ModelProto | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A trained network, ready to be dreamt with and quantized.
+
+    `input_shape` is (C, H, W). `mean` and `std`, one per channel, are what the network's user subtracts from and divides
+    pixels in 0..1 by; empty when they are not known. `batch` is the only batch size the graph can run, None for any.
+    """
+
+    graph: fx.GraphModule
+    input_shape: tuple[int, int, int]
+    source: Source
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    batch: int | None = None
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The network's first output on images (N, C, H, W); a network bound to one batch size is run piece by piece."""
+        return run_batched(self.graph, images, self.batch)
+
+    def with_graph(self, graph: fx.GraphModule) -> Network:
+        """The same network around another graph of the same function."""
+        return replace(self, graph=graph)
+
+    @property
+    def input_statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (C, 1, 1) that images have in the input space.
+
+        Three-channel networks with known normalisation see photographs: ImageNet's pixel statistics, carried through it.
+        Otherwise inputs are taken to be normalised: 0 and 1.
+        """
+        channels = self.input_shape[0]
+        mean, std = torch.zeros(channels), torch.ones(channels)
+        if channels == 3 and self.mean:
+            mean = (torch.tensor(NATURAL_MEAN) - torch.tensor(self.mean)) / torch.tensor(self.std)
+            std = torch.tensor(NATURAL_STD) / torch.tensor(self.std)
+        return mean.view(-1, 1, 1), std.view(-1, 1, 1)
+
+
+def run_batched(graph: fx.GraphModule, images: Tensor, batch: int | None) -> Tensor:
+    """First output of `graph` on `images`, in pieces of `batch` where the graph runs no other size."""
+    pieces = [images] if batch is None else list(images.split(batch))
+    if batch is not None and len(pieces[-1]) < batch:  # fill the last piece up; the surplus is cut off below
+        pieces[-1] = torch.cat([pieces[-1], pieces[-1][:1].expand(batch - len(pieces[-1]), *images.shape[1:])])
+    outputs = []
+    for piece in pieces:
+        output = graph(piece)
+        outputs.append(output[0] if isinstance(output, tuple | list) else output)
+    return torch.cat(outputs)[: len(images)]
+
+
+def placeholder(graph: fx.Graph) -> fx.Node:
+    """The node of the input images."""
+    return next(node for node in graph.nodes if node.op == "placeholder")
+
+
+def output_nodes(graph: fx.Graph) -> tuple[fx.Node, ...]:
+    """The nodes that the graph returns."""
+    result = next(node for node in reversed(graph.nodes) if node.op == "output").args[0]
+    return tuple(result) if isinstance(result, tuple | list) else (result,)  # type: ignore[arg-type, return-value]
+
+
+def tensor_of(module: fx.GraphModule, node: fx.Node) -> Tensor:
+    """The tensor that a `get_attr` node reads."""
+    value: Any = module
+    for part in str(node.target).split("."):
+        value = getattr(value, part)
+    if not isinstance(value, Tensor):
+        raise ModelError(f"{node.target} is a {type(value).__name__}, not a tensor")
+    return value
+
+
+class _ShapeRecorder(fx.Interpreter):
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            n.meta["shape"], n.meta["dtype"] = tuple(value.shape), value.dtype
+        return value
+
+
+def record_shapes(graph: fx.GraphModule, images: Tensor) -> None:
+    """Write `meta["shape"]` and `meta["dtype"]` of every tensor-valued node, as seen when running `images`."""
+    with torch.no_grad():
+        _ShapeRecorder(graph).run(images)

@@ -1,0 +1,84 @@
+"""What kinds of operations there are, for the stages that treat them differently."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from dreamquant.network.graph import aten
+
+# a weight times an activation: input at args[0], weight at args[1], bias at args[2]
+CONVOLUTIONS = {
+    aten.conv1d.default,
+    aten.conv2d.default,
+    aten.conv2d.padding,
+    aten.conv3d.default,
+    aten.conv_transpose2d.input,
+    aten.convolution.default,
+}
+LINEARS = {aten.linear.default}
+WEIGHTED = CONVOLUTIONS | LINEARS
+
+# an activation times an activation
+PRODUCTS = {aten.matmul.default, aten.bmm.default}
+
+# activations that an integer runtime merges into the layer before them: they only cut the range off
+CLIPPING = {aten.relu.default, aten.hardtanh.default, aten.clamp.default, aten.clamp_min.default}
+
+# other element-wise operations and poolings with an integer form
+INTEGER_CAPABLE = {
+    aten.add.Tensor,
+    aten.mul.Tensor,
+    aten.cat.default,
+    aten.avg_pool2d.default,
+    aten.adaptive_avg_pool2d.default,
+    aten.mean.dim,
+    aten.leaky_relu.default,
+    aten.sigmoid.default,
+}
+
+# operations whose output holds only values of their input (and zeros): it stays on the input's grid
+PASSTHROUGH = {
+    aten.max_pool2d.default,
+    aten.adaptive_max_pool2d.default,
+    aten.reshape.default,
+    aten.flatten.using_ints,
+    aten.permute.default,
+    aten.transpose.int,
+    aten.t.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.unsqueeze.default,
+    aten.slice.Tensor,
+    aten.select.int,
+    aten.index_select.default,
+    aten.expand.default,
+    aten.pad.default,
+    aten.constant_pad_nd.default,
+    aten.upsample_nearest2d.vec,
+    aten.pixel_shuffle.default,
+}
+
+
+def is_call(node: object, targets: set[object] | set[fx.node.Target]) -> bool:
+    """Whether `node` is a call of one of `targets`."""
+    return isinstance(node, fx.Node) and node.op == "call_function" and node.target in targets
+
+
+def output_channel_axis(node: fx.Node) -> int:
+    """The axis of a weighted node's weight that runs over output channels."""
+    return 1 if node.target is aten.conv_transpose2d.input else 0
+
+
+def data_nodes(graph: fx.Graph) -> list[fx.Node]:
+    """The tensor-valued nodes that depend on the images, in order, the placeholder first."""
+    found: dict[fx.Node, None] = {}
+    for node in graph.nodes:
+        depends = any(argument in found for argument in node.all_input_nodes)
+        if node.op == "placeholder" or (depends and node.op != "output" and "shape" in node.meta):
+            found[node] = None
+    return list(found)
+
+
+def data_inputs(node: fx.Node) -> list[fx.Node]:
+    """The inputs of a node that are computed, not stored: everything but `get_attr` and integers."""
+    return [argument for argument in node.all_input_nodes if argument.op != "get_attr" and "shape" in argument.meta]

@@ -1,0 +1,111 @@
+"""Plans: which tensors get how many bits, for which runtime or protocol. A plan is a TOML file in `plans/`."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dreamquant.errors import OptionError, unknown
+
+SMALLEST_BITS, LARGEST_BITS = 2, 8
+
+
+class Bits(BaseModel):
+    """Bits of weights and of activations; written W8A8."""
+
+    model_config = ConfigDict(frozen=True)
+    weights: int
+    activations: int
+
+    def __str__(self) -> str:
+        return f"W{self.weights}A{self.activations}"
+
+
+def parse_bits(text: str) -> Bits:
+    """`"W4A8"` -> Bits(4, 8); `OptionError` for anything else than W and A with 2 to 8 bits each."""
+    match = re.fullmatch(r"[Ww](\d+)[Aa](\d+)", text.strip())
+    if match is None:
+        raise OptionError(f"bits are {text!r}; write them as W8A8: W and A with {SMALLEST_BITS} to {LARGEST_BITS} bits each")
+    weights, activations = (int(number) for number in match.groups())
+    for name, number in (("weights", weights), ("activations", activations)):
+        if not SMALLEST_BITS <= number <= LARGEST_BITS:
+            raise OptionError(
+                f"bits are {text!r}: {number} bits for {name} is not possible; known: {SMALLEST_BITS} to {LARGEST_BITS}"
+            )
+    return Bits(weights=weights, activations=activations)
+
+
+class Plan(BaseModel):
+    """What is quantized, and how. Fields left out of a plan's file take the defaults given here."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    summary: str
+    fold_batchnorm: bool = True
+    # activations
+    placement: Literal["integer", "activation_outputs", "layer_inputs"] = "integer"
+    quantize_image: bool = True
+    merge_activations: bool = False  # leave the tensor between a convolution and its LeakyReLU, SiLU, ... in float
+    activation_symmetric: bool = False
+    activation_ranges: str = "minmax"
+    activation_options: dict[str, Any] = Field(default_factory=dict)
+    observe: Literal["float", "quantized"] = "float"  # the activations that ranges are found on
+    # weights
+    weight_granularity: Literal["tensor", "channel"] = "channel"
+    weight_symmetric: bool = True
+    weight_ranges: str = "minmax"
+    weight_options: dict[str, Any] = Field(default_factory=dict)
+    saturation_free: bool = False  # 8-bit weights that 16-bit sums of products cannot overflow on (see `quantize`)
+    # biases
+    integer_bias: bool = True  # int32, on the grid of input scale times weight scale
+    bias_correction: bool = False  # each output channel's mean error on the samples is taken off its bias
+    # exceptions; None: as everything else
+    first_weight_bits: int | None = Field(default=None, ge=SMALLEST_BITS, le=LARGEST_BITS)
+    last_weight_bits: int | None = Field(default=None, ge=SMALLEST_BITS, le=LARGEST_BITS)
+    image_bits: int | None = Field(default=None, ge=SMALLEST_BITS, le=LARGEST_BITS)
+    second_input_bits: int | None = Field(default=None, ge=SMALLEST_BITS, le=LARGEST_BITS)
+    last_input_bits: int | None = Field(default=None, ge=SMALLEST_BITS, le=LARGEST_BITS)
+
+
+def plan_names() -> list[str]:
+    """The names of the plans that ship with the package."""
+    return sorted(
+        entry.name.removesuffix(".toml")
+        for entry in files("dreamquant.quantization").joinpath("plans").iterdir()
+        if entry.name.endswith(".toml")
+    )
+
+
+def load_plan(name: str, **changes: object) -> Plan:
+    """A plan by its name or from a TOML file, with some fields changed; `OptionError` names what is not known."""
+    if name.endswith(".toml"):
+        try:
+            text = Path(name).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise OptionError(f"the plan {name} cannot be read: {error}") from None
+    elif name in plan_names():
+        text = files("dreamquant.quantization").joinpath("plans", f"{name}.toml").read_text()
+    else:
+        raise OptionError(unknown("plan", name, plan_names()) + "; or give a .toml file")
+    try:
+        fields = {"name": Path(name).stem, **tomllib.loads(text), **changes}
+        return Plan(**fields)
+    except tomllib.TOMLDecodeError as error:
+        raise OptionError(f"the plan {name} is not TOML: {error}") from None
+    except ValidationError as error:
+        raise OptionError(validation_message(f"plan {name}", error, Plan.model_fields)) from None
+
+
+def validation_message(what: str, error: ValidationError, known: Any) -> str:
+    """One sentence for pydantic's first complaint."""
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"{what}: " + unknown("option", field, known)
+    return f"{what}: {field} is {first['input']!r}: {first['msg']}"

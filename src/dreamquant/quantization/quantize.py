@@ -1,0 +1,190 @@
+"""Network + samples + plan -> student: every quantized tensor gets its grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from dreamquant.errors import DataError
+from dreamquant.methods import find_method
+from dreamquant.network.graph import Network, tensor_of
+from dreamquant.network.operators import CONVOLUTIONS, WEIGHTED, is_call, output_channel_axis
+from dreamquant.quantization.grid import FakeQuantize, Grid, grid_of_range
+from dreamquant.quantization.plan import Plan, load_plan, parse_bits
+from dreamquant.quantization.student import Student, prepare, quantizer_nodes
+from dreamquant.quantization.walk import Chunks, quantizer_of, walk
+from dreamquant.synthesis.samples import Samples
+from dreamquant.transform.fold_batchnorm import set_tensor
+
+CHUNK = 32  # images run at once
+LARGEST_BIAS = 2**30  # of an int32; the rest is room for the sum of products
+
+
+def quantize(network: Network, samples: Samples, *, bits: str = "W8A8", plan: str | Plan = "deploy", **changes: Any) -> Student:
+    """The student of a network: `plan` says which tensors are quantized and how, `samples` set the ranges.
+
+    `changes` replace fields of the plan, e.g. `weight_ranges="mse"`. Raises `OptionError` for names, bits and options that are
+    not known, `DataError` for samples that do not fit the network.
+    """
+    if isinstance(plan, str):
+        plan = load_plan(plan, **changes)
+    width = parse_bits(bits)
+    if tuple(samples.images.shape[1:]) != network.input_shape or not len(samples):
+        raise DataError(f"samples are {tuple(samples.images.shape)}; the network takes (N, {', '.join(map(str, network.input_shape))})")
+    activation_ranges = find_method("ranges", plan.activation_ranges)
+    activation_options = activation_ranges.check_options(plan.activation_options)
+    student, widths, roots = prepare(network, plan, width)
+    _weight_grids(student, widths)
+
+    def find(name: str, values: Chunks) -> Grid:
+        low, high = activation_ranges.function(
+            torch.cat([value.flatten(1) for value in values]).unsqueeze(0),
+            bits=widths[name],
+            symmetric=plan.activation_symmetric,
+            **activation_options,
+        )
+        return grid_of_range(low, high, bits=widths[name], symmetric=plan.activation_symmetric)
+
+    chunk = network.batch or CHUNK
+    images = samples.images
+    if network.batch:  # only whole batches can be run
+        images = images[torch.arange(-(-len(images) // chunk) * chunk) % len(images)]
+    _activation_grids(student, images, roots, find, chunk=chunk)
+    _biases(student, images, chunk=chunk)
+    return student
+
+
+def _weight_grids(student: Student, widths: dict[str, int]) -> None:
+    plan, graph = student.plan, student.network.graph
+    method = find_method("ranges", plan.weight_ranges)
+    options = method.check_options(plan.weight_options)
+    for node in quantizer_nodes(graph.graph):
+        if node.meta["kind"] != "weight":
+            continue
+        weight = tensor_of(graph, node.all_input_nodes[0])
+        layer = next(iter(node.users))
+        axis = output_channel_axis(layer) if plan.weight_granularity == "channel" else None
+        rows = weight.reshape(1, 1, -1) if axis is None else weight.transpose(0, axis).flatten(1).unsqueeze(1)
+        bits = widths[str(node.target)]
+        low, high = method.function(rows, bits=bits, symmetric=plan.weight_symmetric, **options)
+        grid = grid_of_range(low, high, bits=bits, symmetric=plan.weight_symmetric, axis=axis)
+        if plan.saturation_free and grid.qmin < 0 and not _depthwise(layer):
+            grid = replace(grid, scale=torch.maximum(grid.scale, _saturation_free_scale(weight, axis)))
+        quantizer_of(graph, node).grid = grid
+
+
+def _saturation_free_scale(weight: Tensor, axis: int | None) -> Tensor:
+    """The smallest scales (1,) or (channels,) under which no two neighbouring weights overflow a 16-bit sum.
+
+    x86 processors without VNNI multiply unsigned activations by signed weights in pairs and add each pair in saturating 16 bits:
+    255 (w1 + w2) must stay within 32767, so two weights of one sign may add up to 128 at most. Neighbours are those along the
+    order in which a runtime lines up a convolution's inputs: channels first, channels last, or channels of one position.
+    """
+    rows = weight if axis in (None, 0) else weight.transpose(0, axis)
+    orders = [rows.flatten(1)]
+    if rows.dim() > 2:
+        last = rows.movedim(1, -1)
+        orders += [last.flatten(1), last.flatten(1, -2)]
+    worst = torch.stack([_largest_pair(order) for order in orders]).amax(0)
+    scale = worst / 127  # not 128: both weights may be rounded up
+    return scale.max().reshape(1) if axis is None else scale
+
+
+def _largest_pair(rows: Tensor) -> Tensor:
+    """The largest sum of neighbours (0, 1), (2, 3), ... of one sign, along the last axis, in each of (rows, ...)."""
+    if rows.shape[-1] % 2:
+        rows = torch.cat([rows, torch.zeros_like(rows[..., :1])], -1)
+    pairs = rows.unflatten(-1, (-1, 2))
+    sums = torch.maximum(pairs.clamp(min=0).sum(-1), (-pairs).clamp(min=0).sum(-1))
+    return sums.flatten(1).amax(1)
+
+
+def _depthwise(layer: fx.Node) -> bool:
+    """Whether each output channel of a convolution reads one input channel; runtimes add those in 32 bits."""
+    return is_call(layer, CONVOLUTIONS) and layer.args[1].meta["shape"][1] == 1  # type: ignore[union-attr]
+
+
+def _activation_grids(
+    student: Student, images: Tensor, roots: dict[str, fx.Node], find: Callable[[str, Chunks], Grid], *, chunk: int
+) -> None:
+    """Find every activation grid in one walk: on the float network's values or on the quantized prefix's.
+
+    A grid that is shared is found where its root is computed; tensors that come before it are float until then.
+    """
+    graph = student.network.graph
+    decides = {root.name for root in roots.values()}
+    found: dict[str, Grid] = {}
+
+    def before(node: fx.Node, quantized: Chunks, exact: Chunks) -> None:
+        source, name = node.all_input_nodes[0], str(node.target)
+        if source.name in decides and name not in found:
+            found[name] = find(name, quantized if student.plan.observe == "quantized" else exact)
+            if student.plan.observe == "quantized":
+                quantizer_of(graph, node).grid = found[name]
+
+    walk(graph, images, chunk=chunk, before=before)
+    for name, grid in found.items():
+        quantizer = graph.get_submodule(name)
+        assert isinstance(quantizer, FakeQuantize)
+        quantizer.grid = grid
+
+
+def _biases(student: Student, images: Tensor, *, chunk: int) -> None:
+    """Put biases on their integer grid and, where the plan says so, correct them on the way, layer after layer."""
+    plan, graph = student.plan, student.network.graph
+    if not (plan.integer_bias or plan.bias_correction):
+        return
+    _integer_bias_grids(student)
+    if not plan.bias_correction:
+        return
+
+    def after(node: fx.Node, quantized: Chunks, exact: Chunks) -> None:
+        bias = node.args[2] if is_call(node, WEIGHTED) and len(node.args) > 2 else None
+        if not isinstance(bias, fx.Node):
+            return
+        stored = bias.all_input_nodes[0] if bias.op == "call_module" else bias
+        channel = quantized[0].dim() - 1 if node.target is torch.ops.aten.linear.default else 1
+        axes = [axis for axis in range(quantized[0].dim()) if axis != channel]
+        count = sum(len(value) for value in quantized)
+        error = sum(((q - e).mean(axes) * (len(q) / count) for q, e in zip(quantized, exact, strict=True)), torch.zeros(()))
+        set_tensor(graph, stored, tensor_of(graph, stored) - error)
+        shape = [1] * quantized[0].dim()
+        shape[channel] = -1
+        for index, value in enumerate(quantized):
+            quantized[index] = value - error.view(shape)
+
+    walk(graph, images, chunk=chunk, after=after)
+    _integer_bias_grids(student)
+
+
+def _integer_bias_grids(student: Student) -> None:
+    """int32 biases have the scale input scale x weight scale. Where a bias does not fit, as behind a channel of almost no
+    weight, the weight's scale is raised until it does. A layer whose input is float keeps a float bias."""
+    graph = student.network.graph
+    for node in quantizer_nodes(graph.graph):
+        if node.meta["kind"] != "bias":
+            continue
+        layer = next(iter(node.users))
+        source, weight = layer.args[0], layer.args[1]
+        assert isinstance(source, fx.Node)
+        assert isinstance(weight, fx.Node)
+        input_grid = quantizer_of(graph, source).grid if source.op == "call_module" else None
+        if input_grid is None:
+            continue
+        weight_quantizer = quantizer_of(graph, weight)
+        assert weight_quantizer.grid is not None
+        grid, bias = weight_quantizer.grid, tensor_of(graph, node.all_input_nodes[0])
+        least = bias.abs() / (input_grid.scale * LARGEST_BIAS)
+        least = least.max().reshape(1) if grid.axis is None else least
+        scale = torch.maximum(grid.scale, least)
+        weight_quantizer.grid = Grid(scale, grid.zero_point, grid.qmin, grid.qmax, grid.axis)
+        bias_scale = (input_grid.scale * scale).expand(bias.shape).contiguous()
+        quantizer_of(graph, node).grid = Grid(
+            bias_scale, torch.zeros_like(bias_scale), -(2**31), 2**31 - 1, 0
+        )
+
+

@@ -1,0 +1,213 @@
+"""Sites: the tensors of a graph that a plan quantizes, and which of them share one grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import fx
+
+from dreamquant.network.graph import aten
+from dreamquant.network.operators import (
+    CLIPPING,
+    CONVOLUTIONS,
+    INTEGER_CAPABLE,
+    PASSTHROUGH,
+    PRODUCTS,
+    WEIGHTED,
+    data_inputs,
+    data_nodes,
+    is_call,
+)
+from dreamquant.quantization.plan import Bits, Plan
+
+ACTIVATION_FUNCTIONS = CLIPPING | {
+    aten.leaky_relu.default,
+    aten.prelu.default,
+    aten.elu.default,
+    aten.gelu.default,
+    aten.silu.default,
+    aten.hardswish.default,
+    aten.sigmoid.default,
+    aten.hardsigmoid.default,
+}
+UNMERGED = ACTIVATION_FUNCTIONS - CLIPPING  # no integer runtime merges these into the convolution before them
+COMPUTE = WEIGHTED | PRODUCTS
+TWO_SIDED = {aten.add.Tensor, aten.mul.Tensor}
+
+
+@dataclass(frozen=True)
+class Site:
+    """An activation to quantize: after `node`, on the grid found from the values of `root` (often `node` itself)."""
+
+    node: fx.Node
+    root: fx.Node
+    bits: int
+
+
+def activation_sites(graph: fx.Graph, plan: Plan, bits: Bits) -> list[Site]:
+    """The activations that `plan` quantizes, in the order of the graph."""
+    nodes = data_nodes(graph)
+    wanted = PLACEMENTS[plan.placement](nodes, plan)
+    if not plan.quantize_image:
+        wanted.discard(nodes[0])
+    ordered = [node for node in nodes if node in wanted]
+    roots = _roots(ordered) if plan.placement == "integer" else {node: node for node in ordered}
+    width = {node: _bits(node, graph, plan, bits) for node in ordered}
+    widest: dict[fx.Node, int] = {}
+    for node, root in roots.items():
+        widest[root] = max(widest.get(root, 0), width[node])
+    return [Site(node, roots[node], widest[roots[node]]) for node in ordered]
+
+
+def weighted_nodes(graph: fx.Graph) -> list[fx.Node]:
+    """The layers whose weights are stored tensors, in order."""
+    return [
+        node
+        for node in data_nodes(graph)
+        if is_call(node, WEIGHTED) and isinstance(node.args[1], fx.Node) and node.args[1].op == "get_attr"
+    ]
+
+
+def _activation_outputs(nodes: list[fx.Node], plan: Plan) -> set[fx.Node]:  # noqa: ARG001
+    """The outputs of activation functions: the protocol of ZeroQ and its family (papers.md 0.4)."""
+    return {node for node in nodes if is_call(node, ACTIVATION_FUNCTIONS)}
+
+
+def _layer_inputs(nodes: list[fx.Node], plan: Plan) -> set[fx.Node]:  # noqa: ARG001
+    """The inputs of layers and the identity side of residual adds: the protocol of BRECQ and its family."""
+    wanted = {source for node in nodes if is_call(node, COMPUTE) for source in data_inputs(node)}
+    for node in nodes:
+        if is_call(node, {aten.add.Tensor}) and len(data_inputs(node)) == 2:
+            wanted |= {source for source in data_inputs(node) if not is_call(source, WEIGHTED | {aten.batch_norm.default})}
+    return {node for node in wanted if not _rearranges(node, wanted)}
+
+
+def _rearranges(node: fx.Node, wanted: set[fx.Node]) -> bool:
+    """Whether a tensor only rearranges one that is quantized anyway, and so stands on its grid already."""
+    while is_passthrough(node):
+        node = data_inputs(node)[0]
+        if node in wanted:
+            return True
+    return False
+
+
+def _integer(nodes: list[fx.Node], plan: Plan) -> set[fx.Node]:
+    """Every tensor on a path of operations that a runtime can compute in integers, up to the last layer's input."""
+    feeds = _feeds_compute(nodes)
+    wanted: set[fx.Node] = set()
+    for node in nodes:
+        result = _merged_result(node)
+        if is_call(node, COMPUTE):
+            wanted.update(data_inputs(node))
+            if feeds[result] or is_call(node, CONVOLUTIONS):
+                wanted.add(result)
+        elif _integer_capable(node) and feeds[node]:
+            wanted.update(data_inputs(node))
+            wanted.add(result)
+    for node in reversed(nodes):  # what only passes values on is on a grid where its input is
+        if node in wanted and is_passthrough(node):
+            wanted.update(data_inputs(node))
+    for node in nodes:
+        if is_passthrough(node) and feeds[node] and any(source in wanted for source in data_inputs(node)):
+            wanted.add(node)
+    if plan.merge_activations:
+        wanted -= {node for node in wanted if is_call(node, CONVOLUTIONS) and _only_feeds_unmerged(node)}
+    return wanted
+
+
+PLACEMENTS: dict[str, Callable[[list[fx.Node], Plan], set[fx.Node]]] = {
+    "integer": _integer,
+    "activation_outputs": _activation_outputs,
+    "layer_inputs": _layer_inputs,
+}
+
+
+def is_passthrough(node: fx.Node) -> bool:
+    """Whether the node's output holds only values of its one computed input, and zeros."""
+    if not is_call(node, PASSTHROUGH) or len(data_inputs(node)) != 1:
+        return False
+    if node.target is aten.pad.default and len(node.args) > 2 and node.args[2] != "constant":
+        return True
+    if node.target in (aten.pad.default, aten.constant_pad_nd.default):
+        return (node.args[-1] if isinstance(node.args[-1], int | float) else 0) == 0
+    return True
+
+
+def _integer_capable(node: fx.Node) -> bool:
+    if is_call(node, TWO_SIDED):
+        return len(data_inputs(node)) == 2 and not any(argument.op == "get_attr" for argument in node.all_input_nodes)
+    return is_call(node, INTEGER_CAPABLE)
+
+
+def _merged_result(node: fx.Node) -> fx.Node:
+    """The tensor that leaves a layer with the clipping activation that follows it merged in."""
+    user = next(iter(node.users)) if len(node.users) == 1 else None
+    return user if user is not None and is_call(user, CLIPPING) else node
+
+
+def _feeds_compute(nodes: list[fx.Node]) -> dict[fx.Node, bool]:
+    """Whether a layer or product is reached from a node through integer-capable operations only."""
+    feeds: dict[fx.Node, bool] = {}
+    for node in reversed(nodes):
+        feeds[node] = any(
+            is_call(user, COMPUTE)
+            or ((_integer_capable(user) or is_passthrough(user) or is_call(user, CLIPPING)) and feeds.get(user, False))
+            for user in node.users
+        )
+    return feeds
+
+
+def _only_feeds_unmerged(node: fx.Node) -> bool:
+    """Whether a convolution's result goes nowhere but into an activation function (x * sigmoid(x) counts as one)."""
+    functions = [user for user in node.users if is_call(user, UNMERGED)]
+    products = [user for user in node.users if is_call(user, {aten.mul.Tensor})]
+    gates = all(any(argument in functions for argument in product.all_input_nodes) for product in products)
+    return bool(functions) and gates and len(functions) + len(products) == len(node.users)
+
+
+def _roots(sites: list[fx.Node]) -> dict[fx.Node, fx.Node]:
+    """For each site the node whose values decide its grid: sites joined by concatenations and by operations that only pass
+    values on share one."""
+    parent = {node: node for node in sites}
+
+    def find(node: fx.Node) -> fx.Node:
+        while parent[node] is not node:
+            node = parent[node]
+        return node
+
+    for node in sites:
+        if is_passthrough(node) or is_call(node, {aten.cat.default}):
+            for source in data_inputs(node):
+                if source in parent:
+                    parent[find(source)] = find(node)
+    groups: dict[fx.Node, list[fx.Node]] = {}
+    for node in sites:
+        groups.setdefault(find(node), []).append(node)
+    roots = {}
+    for members in groups.values():
+        joins = [node for node in members if is_call(node, {aten.cat.default})]
+        for node in members:
+            roots[node] = joins[-1] if joins else members[0]
+    return roots
+
+
+def _bits(node: fx.Node, graph: fx.Graph, plan: Plan, bits: Bits) -> int:
+    layers = weighted_nodes(graph)
+    if node.op == "placeholder":
+        return plan.image_bits or bits.activations
+    if plan.last_input_bits and layers and node in _sources(layers[-1]):
+        return plan.last_input_bits
+    if plan.second_input_bits and len(layers) > 1 and node in _sources(layers[1]):
+        return plan.second_input_bits
+    return bits.activations
+
+
+def _sources(layer: fx.Node) -> set[fx.Node]:
+    """The tensor that enters a layer, and those that it is a mere rearrangement of."""
+    found = set(data_inputs(layer)[:1])
+    node = data_inputs(layer)[0]
+    while is_passthrough(node):
+        node = data_inputs(node)[0]
+        found.add(node)
+    return found

@@ -1,0 +1,106 @@
+"""`Student`: the network with explicit fake-quantizers in its graph. What it computes is what the exported file computes."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, fx
+
+from dreamquant.network.graph import Network
+from dreamquant.quantization.grid import FakeQuantize, Grid
+from dreamquant.quantization.plan import Bits, Plan
+from dreamquant.quantization.sites import activation_sites, weighted_nodes
+from dreamquant.quantization.walk import quantizer_of
+from dreamquant.transform.fold_batchnorm import fold_batchnorm
+
+Kind = Literal["activation", "weight", "bias"]
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """One tensor of a student that stands on a grid: `node` is quantized, `quantizer` is the node that does it."""
+
+    node: fx.Node
+    quantizer: fx.Node
+    kind: Kind
+    grid: Grid
+
+
+@dataclass(frozen=True)
+class Student:
+    """A quantized network; `network.graph` holds `FakeQuantize` modules behind every quantized tensor."""
+
+    network: Network
+    plan: Plan
+    bits: Bits
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The student's first output on images (N, C, H, W)."""
+        with torch.no_grad():
+            return self.network(images)
+
+    def tensors(self) -> list[QuantizedTensor]:
+        """Everything that is quantized, in the order of the graph."""
+        found = []
+        for node in quantizer_nodes(self.network.graph.graph):
+            grid = quantizer_of(self.network.graph, node).grid
+            if grid is not None:
+                found.append(QuantizedTensor(node.all_input_nodes[0], node, node.meta["kind"], grid))
+        return found
+
+    def float_layers(self) -> list[str]:
+        """The layers whose weights were left in float: those that read them directly, not through a quantizer."""
+        return [node.name for node in weighted_nodes(self.network.graph.graph)]
+
+
+def quantizer_nodes(graph: fx.Graph) -> list[fx.Node]:
+    """The `call_module` nodes that run quantizers."""
+    return [node for node in graph.nodes if node.op == "call_module" and "kind" in node.meta]
+
+
+def prepare(network: Network, plan: Plan, bits: Bits) -> tuple[Student, dict[str, int], dict[str, fx.Node]]:
+    """A student whose quantizers are in place but have no grids yet, so that it still computes the float function.
+
+    Returns also, by the quantizer's name, its bits and, for activations, the node whose values decide its grid.
+    """
+    if plan.fold_batchnorm:
+        network = fold_batchnorm(network)
+    else:
+        network = network.with_graph(copy.deepcopy(network.graph))
+    graph = network.graph
+    sites = activation_sites(graph.graph, plan, bits)
+    layers = weighted_nodes(graph.graph)
+    widths: dict[str, int] = {}
+    roots: dict[str, fx.Node] = {}
+    names: dict[fx.Node, str] = {}
+    for site in sites:
+        name = names.setdefault(site.root, f"{site.root.name}_grid")
+        widths[name], roots[name] = site.bits, site.root
+        _insert(graph, site.node, name, "activation", users=list(site.node.users))
+    for index, layer in enumerate(layers):
+        special = {0: plan.first_weight_bits, len(layers) - 1: plan.last_weight_bits}
+        weight = layer.args[1]
+        assert isinstance(weight, fx.Node)
+        name = f"{weight.target}_grid"
+        widths[name] = max(widths.get(name, 0), special.get(index) or bits.weights)
+        _insert(graph, weight, name, "weight", users=[layer])
+        bias = layer.args[2] if len(layer.args) > 2 else None
+        if plan.integer_bias and isinstance(bias, fx.Node):
+            _insert(graph, bias, f"{layer.name}_bias_grid", "bias", users=[layer])
+    graph.graph.lint()
+    graph.recompile()
+    return Student(network, plan, bits), widths, roots
+
+
+def _insert(graph: fx.GraphModule, node: fx.Node, name: str, kind: Kind, *, users: list[fx.Node]) -> None:
+    """Put the quantizer `name` between `node` and `users`."""
+    if not hasattr(graph, name):
+        graph.add_module(name, FakeQuantize())
+    with graph.graph.inserting_after(node):
+        quantizer = graph.graph.call_module(name, (node,))
+    quantizer.meta = {"kind": kind, "shape": node.meta["shape"], "dtype": node.meta["dtype"]}
+    for user in users:
+        user.replace_input_with(node, quantizer)

@@ -1,0 +1,96 @@
+"""A network run node by node over all samples, so that what is found at one node can decide how the next is run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from dreamquant.network.graph import tensor_of
+from dreamquant.quantization.grid import FakeQuantize
+
+Chunks = list[Tensor]  # a tensor's values on all samples, in pieces
+Before = Callable[[fx.Node, Chunks, Chunks], None]
+After = Callable[[fx.Node, Chunks, Chunks], None]
+
+
+def walk(
+    graph: fx.GraphModule,
+    images: Tensor,
+    *,
+    chunk: int = 32,
+    before: Before | None = None,
+    after: After | None = None,
+) -> None:
+    """Run a student's graph on images (N, C, H, W), with its quantizers and, beside it, without any.
+
+    Each node is run on all pieces of `chunk` images before the next node is. `before(node, quantized, float)` is called with
+    the input of an activation quantizer that is about to run; `after(node, quantized, float)` with the outputs of every
+    other node that depends on the images, which it may replace in place. Where no quantizer lies before a node, the two
+    lists hold the same tensors. Values are dropped after their last use.
+    """
+    pieces = list(images.split(chunk))
+    stored: dict[fx.Node, Any] = {}
+    quantized: dict[fx.Node, list[Any]] = {}
+    exact: dict[fx.Node, list[Any]] = {}
+    last_use = {argument: node for node in graph.graph.nodes for argument in node.all_input_nodes}
+    with torch.no_grad():
+        for node in graph.graph.nodes:
+            if node.op == "placeholder":
+                quantized[node], exact[node] = list(pieces), list(pieces)
+            elif node.op == "output":
+                break
+            elif not any(argument in quantized for argument in node.all_input_nodes):
+                stored[node] = _compute(graph, node, stored)
+            elif node.op == "call_module":
+                source = node.all_input_nodes[0]
+                if before is not None:
+                    before(node, quantized[source], exact[source])
+                quantizer = graph.get_submodule(str(node.target))
+                quantized[node], exact[node] = [quantizer(value) for value in quantized[source]], exact[source]
+            else:
+                quantized[node], exact[node] = _both(graph, node, stored, quantized, exact, len(pieces))
+                if after is not None and isinstance(quantized[node][0], Tensor):
+                    after(node, quantized[node], exact[node])
+            for argument in node.all_input_nodes:
+                if last_use[argument] is node:
+                    quantized.pop(argument, None)
+                    exact.pop(argument, None)
+
+
+def _both(
+    graph: fx.GraphModule,
+    node: fx.Node,
+    stored: dict[fx.Node, Any],
+    quantized: dict[fx.Node, list[Any]],
+    exact: dict[fx.Node, list[Any]],
+    count: int,
+) -> tuple[list[Any], list[Any]]:
+    inputs = [argument for argument in node.all_input_nodes if argument in quantized]
+    weights_quantized = any(argument.op == "call_module" and argument in stored for argument in node.all_input_nodes)
+    same = not weights_quantized and all(
+        first is second for argument in inputs for first, second in zip(quantized[argument], exact[argument], strict=True)
+    )
+    first = [_compute(graph, node, {**stored, **{n: quantized[n][i] for n in inputs}}) for i in range(count)]
+    if same:
+        return first, list(first)
+    plain = {**stored, **{n: stored[n.all_input_nodes[0]] for n in node.all_input_nodes if n.op == "call_module" and n in stored}}
+    return first, [_compute(graph, node, {**plain, **{n: exact[n][i] for n in inputs}}) for i in range(count)]
+
+
+def _compute(graph: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+    if node.op == "get_attr":
+        return tensor_of(graph, node)
+    arguments = fx.node.map_arg((node.args, node.kwargs), lambda argument: values[argument])
+    args, kwargs = arguments  # type: ignore[misc]
+    target = graph.get_submodule(str(node.target)) if node.op == "call_module" else node.target
+    return target(*args, **kwargs)  # type: ignore[operator]
+
+
+def quantizer_of(graph: fx.GraphModule, node: fx.Node) -> FakeQuantize:
+    """The quantizer that a `call_module` node runs."""
+    quantizer = graph.get_submodule(str(node.target))
+    assert isinstance(quantizer, FakeQuantize)
+    return quantizer

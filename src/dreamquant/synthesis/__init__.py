@@ -1,0 +1,46 @@
+"""Synthesis: a network dreams the images that it is calibrated on. One file a method.
+
+The contract: `name(network, count, *, seed, callback, ...) -> Samples` of `count` images (N, C, H, W), float32, in the network's
+input space. The same seed gives the same bits on one machine. The network is left as it was found. A method that needs
+BatchNorm statistics says so (`NEEDS_BATCHNORM = True`) and is refused, with a sentence, on a network without any.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dreamquant.errors import OptionError
+from dreamquant.methods import Method, find_method, method_names
+from dreamquant.network.graph import Network
+from dreamquant.network.statistics import batch_norms
+from dreamquant.synthesis.loop import Callback
+from dreamquant.synthesis.samples import Samples
+
+__all__ = ["Samples", "needs_batchnorm", "synthesize"]
+
+
+def synthesize(
+    network: Network, count: int, *, method: str = "rsd", seed: int = 0, callback: Callback | None = None, **options: Any
+) -> Samples:
+    """`count` images by a method's name; `options` are the method's own.
+
+    Raises `OptionError` for an unknown method or option, for a count below 1, and for a method that needs BatchNorm statistics
+    where the network has none.
+    """
+    found = find_method("synthesis", method)
+    if count < 1:
+        raise OptionError(f"count is {count}; at least one image is needed")
+    if needs_batchnorm(found) and not batch_norms(network):
+        free = [name for name in method_names("synthesis") if not needs_batchnorm(find_method("synthesis", name))]
+        raise OptionError(
+            f"synthesis method {method!r} matches BatchNorm statistics, and {network.source.text} has none"
+            f" (folded, or never there); methods that need none: {', '.join(free)}"
+        )
+    options = found.check_options(options)
+    samples: Samples = found.function(network, count, seed=seed, callback=callback, **options)
+    return samples
+
+
+def needs_batchnorm(method: Method) -> bool:
+    """Whether a synthesis method can only work on a network with BatchNorms."""
+    return bool(method.module.NEEDS_BATCHNORM)

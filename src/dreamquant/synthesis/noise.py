@@ -1,0 +1,16 @@
+"""Gaussian noise: the baseline that needs no network."""
+
+import torch
+
+from dreamquant.network.graph import Network
+from dreamquant.synthesis.loop import Callback, gaussian
+from dreamquant.synthesis.samples import Samples
+
+PAPER = "the baseline of every zero-shot quantization paper"
+NEEDS_BATCHNORM = False
+
+
+def noise(network: Network, count: int, *, seed: int = 0, callback: Callback | None = None) -> Samples:  # noqa: ARG001
+    """Independent Gaussian pixels with the mean and deviation of the input space; nothing is optimised."""
+    images = gaussian(network, count, torch.Generator().manual_seed(seed))
+    return Samples(images, method="noise", seed=seed)

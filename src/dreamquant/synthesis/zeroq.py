@@ -1,0 +1,48 @@
+"""ZeroQ's distilled data."""
+
+import torch
+
+from dreamquant.network.graph import Network
+from dreamquant.network.statistics import batch_norms, probe
+from dreamquant.synthesis.loop import Callback, moment_distance, optimize, precision, statistics_distance
+from dreamquant.synthesis.samples import Samples
+
+PAPER = "Cai et al., ZeroQ: A Novel Zero Shot Quantization Framework (CVPR 2020), arXiv 2001.00281"
+NEEDS_BATCHNORM = True
+
+
+def zeroq(
+    network: Network,
+    count: int,
+    *,
+    seed: int = 0,
+    callback: Callback | None = None,
+    steps: int = 500,
+    learning_rate: float = 0.5,
+    patience: int = 100,
+    tolerance: float = 0.0,  # ours; the published schedule runs all its steps
+    start_deviation: float = 0.0136,  # the official code divides by the variance, so it starts from almost nothing
+) -> Samples:
+    """Images whose statistics match those that each BatchNorm remembers.
+
+    Minimises, for each image, sum_l ||mean_l - mu_l||^2 + ||std_l - sigma_l||^2 over the inputs of all BatchNorms and the image
+    itself (mean 0, deviation 1 in a normalised input space), with Adam. Deviation from the official code: features are taken
+    where BatchNorms really are, not at the first n convolutions.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    mean, std = network.input_statistics
+    images = (torch.rand((count, *network.input_shape), generator=generator) - 0.5) * (start_deviation * 12**0.5) * std + mean
+    images = images.contiguous(memory_format=torch.channels_last).requires_grad_()
+    targets, graph = batch_norms(network), probe(network)
+    unit = (images.new_zeros(mean.numel()), images.new_ones(mean.numel()))
+
+    def loss() -> torch.Tensor:
+        with precision():
+            _, features = graph(images)
+        match = statistics_distance(features, targets, per_sample=True)
+        return match + moment_distance((images - mean) / std, *unit, per_sample=True)
+
+    losses = optimize(
+        [images], loss, steps=steps, learning_rate=learning_rate, patience=patience, tolerance=tolerance, callback=callback
+    )
+    return Samples(images.detach(), method="zeroq", seed=seed, losses=tuple(losses))

@@ -1,0 +1,182 @@
+"""A result is there whole or not at all, and an impossible one is refused before the work."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from dreamquant.errors import OutputError
+from dreamquant.files import atomic_path, atomic_write, check_output
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_file_is_there_only_after_the_block(tmp_path: Path) -> None:
+    destination = tmp_path / "model.onnx"
+    with atomic_path(destination) as temporary:
+        assert temporary.parent == tmp_path
+        assert temporary.suffix == ".onnx"
+        temporary.write_bytes(b"new")
+        assert not destination.exists()
+    assert destination.read_bytes() == b"new"
+    assert names(tmp_path) == ["model.onnx"]
+
+
+@pytest.mark.parametrize("error", [ValueError("half way"), KeyboardInterrupt()])
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: BaseException) -> None:
+    destination = tmp_path / "model.onnx"
+    destination.write_bytes(b"old")
+
+    def fail() -> None:
+        with atomic_path(destination) as temporary:
+            temporary.write_bytes(b"half of the new")
+            raise error
+
+    with pytest.raises(type(error)):
+        fail()
+    assert destination.read_bytes() == b"old"
+    assert names(tmp_path) == ["model.onnx"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device that is always full")
+def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
+    destination = tmp_path / "model.onnx"
+    destination.write_bytes(b"old")
+
+    def fill() -> None:
+        with atomic_path(destination), Path("/dev/full").open("wb", buffering=0) as full:
+            full.write(b"x")
+
+    with pytest.raises(OutputError, match=r"model\.onnx: the disk filled up"):
+        fill()
+    assert destination.read_bytes() == b"old"
+    assert names(tmp_path) == ["model.onnx"]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EDQUOT, "quota"), RuntimeError("I/O error: No space left on device")])
+def test_a_full_disk_is_known_in_other_words(tmp_path: Path, error: Exception) -> None:
+    def fill() -> None:
+        with atomic_path(tmp_path / "out"):
+            raise error
+
+    with pytest.raises(OutputError, match="the disk filled up"):
+        fill()
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(("free", "expected"), [(0, OutputError), (10**9, RuntimeError)])
+def test_a_full_disk_is_known_without_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, expected: type[Exception]
+) -> None:
+    """As torch.save tells it."""
+
+    def fill() -> None:
+        with atomic_path(tmp_path / "out"):
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 768 vs 662")
+
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+    with pytest.raises(expected):
+        fill()
+    assert names(tmp_path) == []
+
+
+def test_an_unrelated_system_error_stays_what_it_is(tmp_path: Path) -> None:
+    def fail() -> None:
+        with atomic_path(tmp_path / "out"):
+            (tmp_path / "absent").read_bytes()
+
+    with pytest.raises(FileNotFoundError):
+        fail()
+
+
+def test_permissions_are_those_of_a_plain_file_or_of_the_replaced_one(tmp_path: Path) -> None:
+    plain, new, old = tmp_path / "plain", tmp_path / "new", tmp_path / "old"
+    plain.touch()
+    atomic_write(new, b"1")
+    assert stat.S_IMODE(new.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+    old.touch()
+    old.chmod(0o640)
+    atomic_write(old, b"1")
+    assert stat.S_IMODE(old.stat().st_mode) == 0o640
+
+
+def test_a_symlink_stays_a_symlink(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    target, link = tmp_path / "elsewhere" / "target", tmp_path / "link"
+    target.write_bytes(b"old")
+    link.symlink_to(target)
+    atomic_write(link, b"new")
+    assert link.is_symlink()
+    assert target.read_bytes() == b"new"
+    assert names(target.parent) == ["target"]
+
+
+def test_writing_into_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="absent"):
+        atomic_write(tmp_path / "absent" / "out", b"")
+
+
+def test_what_can_be_written_passes_and_nothing_is_left(tmp_path: Path) -> None:
+    existing = tmp_path / "existing"
+    existing.write_bytes(b"old")
+    check_output(tmp_path / "new", inputs=[existing], need_bytes=1)
+    check_output(existing, inputs=[tmp_path / "another", tmp_path])
+    assert names(tmp_path) == ["existing"]
+    assert existing.read_bytes() == b"old"
+
+
+def test_impossible_places(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    os.mkfifo(tmp_path / "pipe")
+    cases = {
+        tmp_path / "absent" / "out": "the folder .*absent does not exist",
+        file / "out": ".*file is not a folder",
+        tmp_path: "it is a folder, and a file is to be written",
+        tmp_path / "pipe": "it is a device or a pipe",
+        tmp_path / ("x" * 300): "file name too long",
+    }
+    for destination, reason in cases.items():
+        with pytest.raises(OutputError, match=f"(?i)^cannot write .*: {reason}") as caught:
+            check_output(destination)
+        assert "\n" not in str(caught.value)
+    assert names(tmp_path) == ["file", "pipe"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(OutputError, match="Permission denied"):
+        check_output(tmp_path / "out")
+    tmp_path.chmod(0o700)
+
+
+@pytest.mark.parametrize("how", ["itself", "symlink", "hard link", "through a folder's symlink"])
+def test_the_output_may_not_be_an_input(tmp_path: Path, how: str) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    model = folder / "model.onnx"
+    model.write_bytes(b"precious")
+    destination = {
+        "itself": folder / ".." / "folder" / "model.onnx",
+        "symlink": tmp_path / "link.onnx",
+        "hard link": tmp_path / "hard.onnx",
+        "through a folder's symlink": tmp_path / "again" / "model.onnx",
+    }[how]
+    (tmp_path / "link.onnx").symlink_to(model)
+    (tmp_path / "hard.onnx").hardlink_to(model)
+    (tmp_path / "again").symlink_to(folder)
+    with pytest.raises(OutputError, match=r"it is the input .*model\.onnx, which would be overwritten"):
+        check_output(destination, inputs=[tmp_path / "other", model])
+
+
+def test_too_little_disk_says_how_much_there_is_and_how_much_is_needed(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"1,000,000,000,000\.0 MB are needed and [\d,]+\.\d MB are free"):
+        check_output(tmp_path / "out", need_bytes=10**18)
