@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from dreamquant.export.onnx_emit.builder import Builder, Operand, Value, emits, refuse
+from dreamquant.export.onnx_emit.builder import Builder, Value, emits, refuse
 from dreamquant.export.onnx_emit.reductions import reduced
 from dreamquant.network.graph import aten
 
@@ -81,7 +81,7 @@ def group_norm(
     """An instance normalisation over the elements of each group, then scale and shift a channel."""
     ones, zeros = g.const(torch.ones(groups), x.dtype, "scale"), g.const(torch.zeros(groups), x.dtype, "shift")
     grouped = g.op("Reshape", x, g.ints([0, groups, -1], "groups"))
-    normal: str = g.op("InstanceNormalization", grouped, ones, zeros, epsilon=float(eps))
+    normal = g.op("InstanceNormalization", grouped, ones, zeros, epsilon=float(eps))
     result = g.op("Reshape", normal, g.shape_of(x.shape, x))
     wide = (-1, *[1] * (x.rank - 2))
     if weight is not None:
@@ -105,9 +105,9 @@ def layer_norm(
     axes = [x.rank - 1 - i for i in reversed(range(len(shape)))]
     centred = g.op("Sub", x, reduced(g, "ReduceMean", x, axes, True))
     variance = reduced(g, "ReduceMean", g.op("Mul", centred, centred), axes, True)
-    result: Operand = g.op("Div", centred, g.op("Sqrt", g.op("Add", variance, g.const(eps, x.dtype))))
+    result = g.op("Div", centred, g.op("Sqrt", g.op("Add", variance, g.const(eps, x.dtype))))
     result = result if weight is None else g.op("Mul", result, weight)
-    return str(result) if bias is None else g.op("Add", result, bias)
+    return result if bias is None else g.op("Add", result, bias)
 
 
 @emits(aten.native_layer_norm.default)

@@ -123,7 +123,7 @@ def flip(g: Builder, x: Value, dims: Sequence[int]) -> str:
 def roll(g: Builder, x: Value, shifts: Sequence[int], dims: Sequence[int] = ()) -> str:
     if len(dims) != len(shifts):
         refuse("without a dimension for each shift")
-    result: str = x.name
+    result = x.name
     for shift, dim in zip(shifts, dims, strict=True):
         cut = -shift % x.size(dim)
         if cut:
