@@ -16,7 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from torch import nn
 
-from dreamquant.assess.evaluate import Evaluation, evaluate, onnx_runner, torch_runner
+from dreamquant.assess.evaluate import Evaluation, evaluate, torch_runner
+from dreamquant.runtime import onnx_runner
 from dreamquant.assess.labelled import LabelledImages, load_labelled
 from dreamquant.errors import DataError, ModelError, OptionError
 from dreamquant.network.graph import Network, Source

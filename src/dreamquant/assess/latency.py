@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from dreamquant.assess.evaluate import OnnxRunner, onnx_runner, refusals
+from dreamquant.runtime import OnnxRunner, onnx_runner, refusals
 from dreamquant.errors import OptionError
 
 _SAMPLE_SECONDS = 0.005

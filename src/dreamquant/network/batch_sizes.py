@@ -107,7 +107,7 @@ class BatchFreer:
         return max(1, self._before(source) // ahead)
 
     def _source(self, node: fx.Node) -> fx.Node | None:
-        return next((one for one in node.all_input_nodes if one in self.spots), None)
+        return next((one for one in node.all_input_nodes if one in self.spots and "shape" in one.meta), None)
 
     def _before(self, node: fx.Node) -> int:
         """How many rows come before the images in a batched tensor's row-major order."""

@@ -16,6 +16,7 @@ from dreamquant.network.operators import CONVOLUTIONS, WEIGHTED, is_call, output
 from dreamquant.quantization.grid import FakeQuantize, Grid, grid_of_range
 from dreamquant.quantization.plan import Plan, load_plan, parse_bits
 from dreamquant.quantization.student import Student, prepare, quantizer_nodes
+from dreamquant.quantization.through import following_function, narrow
 from dreamquant.quantization.walk import Chunks, quantizer_of, walk
 from dreamquant.synthesis.samples import Samples
 from dreamquant.transform.fold_batchnorm import set_tensor
@@ -38,16 +39,17 @@ def quantize(network: Network, samples: Samples, *, bits: str = "W8A8", plan: st
     activation_ranges = find_method("ranges", plan.activation_ranges)
     activation_options = activation_ranges.check_options(plan.activation_options)
     student, widths, roots = prepare(network, plan, width)
+    functions = {name: following_function(root) if plan.placement == "integer" else None for name, root in roots.items()}
     _weight_grids(student, widths)
 
     def find(name: str, values: Chunks) -> Grid:
-        low, high = activation_ranges.function(
-            torch.cat([value.flatten(1) for value in values]).unsqueeze(0),
-            bits=widths[name],
-            symmetric=plan.activation_symmetric,
-            **activation_options,
-        )
-        return grid_of_range(low, high, bits=widths[name], symmetric=plan.activation_symmetric)
+        flat = torch.cat([value.flatten(1) for value in values]).unsqueeze(0)
+        form = {"bits": widths[name], "symmetric": plan.activation_symmetric}
+        low, high = activation_ranges.function(flat, **form, **activation_options)
+        function = functions[name]
+        if function is not None:
+            low, high = narrow(flat.flatten(1), low, high, function, **form)
+        return grid_of_range(low, high, **form)
 
     chunk = network.batch or CHUNK
     images = samples.images
@@ -105,7 +107,8 @@ def _largest_pair(rows: Tensor) -> Tensor:
 
 def _depthwise(layer: fx.Node) -> bool:
     """Whether each output channel of a convolution reads one input channel; runtimes add those in 32 bits."""
-    return is_call(layer, CONVOLUTIONS) and layer.args[1].meta["shape"][1] == 1  # type: ignore[union-attr]
+    groups = layer.args[6] if len(layer.args) > 6 else 1
+    return is_call(layer, CONVOLUTIONS) and groups != 1 and layer.args[1].meta["shape"][1] == 1  # type: ignore[union-attr]
 
 
 def _activation_grids(

@@ -6,7 +6,15 @@ from torch.nn import functional as F
 from dreamquant.errors import OptionError
 from dreamquant.network.graph import Network
 from dreamquant.network.statistics import batch_norms, probe
-from dreamquant.synthesis.loop import Callback, gaussian, moment_distance, optimize, precision, spread_labels, statistics_distance
+from dreamquant.synthesis.loop import (
+    Callback,
+    gaussian,
+    moment_distance,
+    optimize,
+    precision,
+    spread_labels,
+    statistics_distance,
+)
 from dreamquant.synthesis.samples import Samples
 
 PAPER = "Chawla et al., Hybrid and Non-Uniform DNN Quantization Methods Using Retro Synthesis Data (2020), arXiv 2012.13716"

@@ -4,17 +4,16 @@ import torch
 from torch import Tensor
 
 from dreamquant.quantization.grid import grid_of_range
+from dreamquant.quantization.histogram import summarize
 
 PAPER = "Li et al., BRECQ (ICLR 2021), and Jeon et al., Genie (CVPR 2023): search of the clipping range"
-
-BINS = 4096  # of the histogram that stands for a larger group of values
 
 
 def mse(values: Tensor, *, bits: int, symmetric: bool, power: float = 2.4, steps: int = 100) -> tuple[Tensor, Tensor]:
     """The range c * [min, max], c in {1, 1 - 1/steps, ..., 1/steps}, with the least mean |x - quantized x|^power."""
     flat = values.flatten(1)
     low, high = flat.aminmax(dim=1)
-    points, weights = _histogram(flat, low, high) if flat.shape[1] > BINS else (flat, torch.ones(()))
+    points, weights = summarize(flat)
     best = torch.full_like(low, torch.inf)
     best_ratio = torch.ones_like(low)
     for step in range(steps):
@@ -24,13 +23,3 @@ def mse(values: Tensor, *, bits: int, symmetric: bool, power: float = 2.4, steps
         better = error < best
         best, best_ratio = torch.where(better, error, best), torch.where(better, ratio, best_ratio)
     return low * best_ratio, high * best_ratio
-
-
-def _histogram(flat: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Centres and counts (groups, BINS) of each group's histogram."""
-    counts, centres = [], []
-    for row, first, last in zip(flat, low.tolist(), high.tolist(), strict=True):
-        width = max(last - first, 1e-30) / BINS
-        counts.append(torch.histc(row, BINS, first, last if last > first else first + 1e-30))
-        centres.append(first + width * (torch.arange(BINS) + 0.5))
-    return torch.stack(centres), torch.stack(counts)

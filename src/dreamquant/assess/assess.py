@@ -1,0 +1,60 @@
+"""Network + student + file + held-out samples -> what can be said of the result, and how it was measured."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dreamquant.assess.agreement import Agreement, LayerError, agreement, float_scores, layer_errors
+from dreamquant.assess.latency import Latency, compare_latency
+from dreamquant.export.export import Artifact
+from dreamquant.export.onnx_emit import emit
+from dreamquant.network.graph import Network
+from dreamquant.quantization.student import Student
+from dreamquant.runtime import onnx_runner
+from dreamquant.synthesis.samples import Samples
+
+LAYER_SAMPLES = 32
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """`agreement` is between the float network and the exported file in ONNX Runtime, on held-out samples; sizes in bytes."""
+
+    agreement: Agreement
+    layers: list[LayerError]
+    float_layers: list[str]
+    float_size: int
+    size: int
+    latency: Latency
+
+
+def assess(network: Network, student: Student, artifact: Artifact, held_out: Samples) -> Assessment:
+    """Agreement and divergence on samples that set no range, SQNR of each layer, and size and latency of the file against the
+    float network's own ONNX file, both run alternately in ONNX Runtime on one thread."""
+    expected = float_scores(network, held_out.images)
+    actual = torch.from_numpy(onnx_runner(artifact.path)(held_out.images.contiguous().numpy()))
+    with tempfile.TemporaryDirectory() as folder:
+        reference = float_file(network, Path(folder))
+        latency = compare_latency(reference, artifact.path, input_shape=network.input_shape, batch=network.batch or 1)
+        size = reference.stat().st_size
+    return Assessment(
+        agreement=agreement(expected, actual),
+        layers=layer_errors(student, held_out.images[:LAYER_SAMPLES]),
+        float_layers=student.float_layers(),
+        float_size=size,
+        size=artifact.size,
+        latency=latency,
+    )
+
+
+def float_file(network: Network, folder: Path) -> Path:
+    """The float network as an ONNX file: its own, or one written into `folder`."""
+    if network.source.kind == "onnx" and network.source.path is not None:
+        return network.source.path
+    path = folder / "float.onnx"
+    path.write_bytes(emit(network.graph, input_shape=network.input_shape, batch=network.batch).SerializeToString())
+    return path

@@ -1,0 +1,61 @@
+"""Student -> file. The file takes its place only after it was read back and found to do what the student does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnx import helper
+
+from dreamquant.errors import OptionError, OutputError
+from dreamquant.export.qdq import to_onnx
+from dreamquant.export.verify import Verification, verify
+from dreamquant.files import atomic_path
+from dreamquant.quantization.student import Student
+from dreamquant.synthesis.samples import Samples
+
+LARGEST_PROTO = 2**31 - 1  # bytes; what protobuf can hold
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An exported file, its size in bytes, and how far it and its student are apart."""
+
+    path: Path
+    size: int
+    verification: Verification
+
+
+def export(student: Student, path: Path, samples: Samples, *, metadata: Mapping[str, str] | None = None) -> Artifact:
+    """Write `path` (.onnx) and prove it on the samples. `metadata` goes into the file's properties, beside those it came with.
+
+    Raises `OptionError` for another suffix, `OutputError` when the file cannot be written, `UnsupportedOperator` for what the
+    format cannot say, `VerificationError` when the file does not do what was measured; `path` is then as it was.
+    """
+    check_format(path)
+    proto = to_onnx(student)
+    network = student.network
+    properties = {entry.key: entry.value for entry in proto.metadata_props} | {
+        "dreamquant.bits": str(student.bits),
+        "dreamquant.plan": student.plan.name,
+        **({"dreamquant.mean": _numbers(network.mean), "dreamquant.std": _numbers(network.std)} if network.mean else {}),
+        **(metadata or {}),
+    }
+    helper.set_model_props(proto, properties)
+    if proto.ByteSize() > LARGEST_PROTO:
+        raise OutputError(f"cannot write {path}: the model takes {proto.ByteSize() / 1e9:.1f} GB and one ONNX file holds 2 GB")
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(proto.SerializeToString())
+        verification = verify(student, temporary, samples.images)
+    return Artifact(path, path.stat().st_size, verification)
+
+
+def check_format(path: Path) -> None:
+    """`OptionError` unless the path's suffix names a format that can be written."""
+    if path.suffix != ".onnx":
+        raise OptionError(f"the output is {path}; its suffix must tell the format (known: .onnx)")
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return ",".join(repr(value) for value in values)

@@ -1,0 +1,168 @@
+"""The flow, on one screen. The command line, the Python API and the benchmarks all call it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+import torch
+from torch import nn
+
+import dreamquant
+from dreamquant.assess.assess import Assessment, assess
+from dreamquant.export.export import Artifact, check_format, export
+from dreamquant.files import atomic_write, check_output
+from dreamquant.network.graph import Network
+from dreamquant.network.load import load
+from dreamquant.network.statistics import batch_norms
+from dreamquant.quantization.quantize import quantize
+from dreamquant.recipe import Recipe, load_recipe, resolve
+from dreamquant.synthesis import Samples, synthesize
+from dreamquant.synthesis.storage import load_samples, save_samples
+
+Progress = Callable[[str, int, int, float], None]  # (stage, steps done, steps in all, loss)
+LARGEST_SHARE = 0.5  # of the float file's size that an output may take; checked against the disk before work begins
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a run: the file, what is known of it, the recipe as it was run, and seconds by stage."""
+
+    artifact: Artifact
+    assessment: Assessment
+    recipe: Recipe
+    seed: int
+    seconds: dict[str, float]
+    samples: Samples
+
+    def summary(self) -> dict[str, Any]:
+        """Everything but the images, ready for JSON."""
+        return {
+            "file": str(self.artifact.path),
+            "bytes": self.artifact.size,
+            "float_bytes": self.assessment.float_size,
+            "size_ratio": self.artifact.size / self.assessment.float_size,
+            "verification": asdict(self.artifact.verification),
+            "agreement": asdict(self.assessment.agreement),
+            "latency": asdict(self.assessment.latency),
+            "layers": [asdict(layer) for layer in self.assessment.layers],
+            "float_layers": self.assessment.float_layers,
+            "seconds": self.seconds,
+            "recipe": self.recipe.model_dump(exclude_none=True),
+            "seed": self.seed,
+            "versions": versions(),
+        }
+
+
+def run(
+    model: str | os.PathLike[str] | nn.Module,
+    output: str | os.PathLike[str],
+    *,
+    recipe: str = "default",
+    bits: str | None = None,
+    plan: str | None = None,
+    budget: str = "standard",
+    settings: Iterable[str] = (),
+    input_shape: tuple[int, int, int] | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    seed: int = 0,
+    run_dir: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Quantize `model` without data into the file `output`, prove the file, and say how far to trust it.
+
+    `settings` are `stage.option=value`. With `run_dir`, samples are kept there and a run with the same recipe and seed goes on from
+    them. Raises a `DreamQuantError` for whatever cannot be done; `output` is then as it was.
+    """
+    path = Path(output)
+    _check_output(model, path)
+    known = load_recipe(recipe)
+    network = load(model, input_shape=input_shape, mean=mean, std=std)
+    chosen = resolve(
+        known, has_batchnorm=bool(batch_norms(network)), budget=budget, bits=bits, plan=plan, settings=settings
+    )
+    clock = _Clock()
+    samples = _dream(network, chosen, chosen.synthesis.count, seed, run_dir, progress, "calibration")
+    clock.lap("synthesis")
+    held_out = _dream(network, chosen, chosen.synthesis.held_out, seed + 1, run_dir, progress, "held-out")
+    clock.lap("held_out_synthesis")
+    student = quantize(network, samples, bits=chosen.quantization.bits, plan=chosen.quantization.resolved())
+    clock.lap("quantization")
+    artifact = export(student, path, samples, metadata=_metadata(chosen, seed))
+    clock.lap("export")
+    assessment = assess(network, student, artifact, held_out)
+    clock.lap("assessment")
+    result = Result(artifact, assessment, chosen, seed, clock.seconds, samples)
+    if run_dir is not None:
+        atomic_write(Path(run_dir) / "result.json", json.dumps(result.summary(), indent=2).encode())
+    return result
+
+
+def versions() -> dict[str, str]:
+    """Versions of all that a result depends on."""
+    return {
+        "dreamquant": dreamquant.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "onnx": onnx.__version__,
+        "onnxruntime": onnxruntime.__version__,
+    }
+
+
+def _check_output(model: str | os.PathLike[str] | nn.Module, output: Path) -> None:
+    check_format(output)
+    source = None if isinstance(model, nn.Module) else Path(os.fspath(model))
+    exists = source is not None and source.is_file()
+    size = source.stat().st_size if source is not None and exists else 0
+    check_output(output, inputs=[source] if source is not None and exists else [], need_bytes=int(size * LARGEST_SHARE))
+
+
+def _dream(
+    network: Network, recipe: Recipe, count: int, seed: int, run_dir: str | os.PathLike[str] | None, progress: Progress | None, what: str
+) -> Samples:
+    """Samples by the recipe: those of an earlier run with the same settings, if it left any, else new ones."""
+    stage = recipe.synthesis
+    made_by = {"method": stage.method, "count": count, "seed": seed, "options": stage.options, "network": fingerprint(network)}
+    place = None if run_dir is None else Path(run_dir) / f"{what}.safetensors"
+    if place is not None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        kept = load_samples(place, made_by) if place.exists() else None
+        if kept is not None:
+            return kept
+    callback = None if progress is None else lambda done, steps, loss: progress(f"dreaming {what} images", done, steps, loss)
+    samples = synthesize(network, count, method=stage.method, seed=seed, callback=callback, **stage.options)
+    if place is not None:
+        save_samples(samples, place, made_by)
+    return samples
+
+
+def fingerprint(network: Network) -> str:
+    """A short text that tells networks with different weights or input spaces apart."""
+    total = sum(float(tensor.double().abs().sum()) for tensor in network.graph.buffers())
+    return f"{network.input_shape} {network.mean} {network.std} {len(network.graph.graph.nodes)} {total!r}"
+
+
+def _metadata(recipe: Recipe, seed: int) -> dict[str, str]:
+    made = {"recipe": recipe.model_dump(exclude_none=True, exclude={"published"}), "seed": seed, "versions": versions()}
+    return {"dreamquant.run": json.dumps(made)}
+
+
+class _Clock:
+    """Seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.seconds[stage], self._last = now - self._last, now
