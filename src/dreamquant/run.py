@@ -26,7 +26,7 @@ from dreamquant.network.statistics import batch_norms
 from dreamquant.quantization.quantize import quantize
 from dreamquant.recipe import Recipe, load_recipe, resolve
 from dreamquant.synthesis import Samples, synthesize
-from dreamquant.synthesis.storage import load_samples, save_samples
+from dreamquant.storage import load_samples, save_samples
 
 Progress = Callable[[str, int, int, float], None]  # (stage, steps done, steps in all, loss)
 LARGEST_SHARE = 0.5  # of the float file's size that an output may take; checked against the disk before work begins

@@ -36,7 +36,8 @@ class LayerError:
 
 def agreement(expected: Tensor, actual: Tensor) -> Agreement:
     """Compare scores of the float network and of the quantized one; class scores lie along axis 1."""
-    expected, actual = expected.float().flatten(2), actual.float().flatten(2)
+    shape = (len(expected), expected.shape[1], -1)
+    expected, actual = expected.float().reshape(shape), actual.float().reshape(shape)
     same = (expected.argmax(1) == actual.argmax(1)).double().mean().item()
     divergence = F.kl_div(actual.log_softmax(1), expected.log_softmax(1), reduction="none", log_target=True).sum(1)
     return Agreement(len(expected), 100.0 * same, divergence.mean().item())

@@ -15,7 +15,7 @@ from dreamquant.export.onnx_emit import emit
 from dreamquant.network.graph import Network
 from dreamquant.quantization.student import Student
 from dreamquant.runtime import onnx_runner
-from dreamquant.synthesis.samples import Samples
+from dreamquant.samples import Samples
 
 LAYER_SAMPLES = 32
 

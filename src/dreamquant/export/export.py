@@ -13,7 +13,7 @@ from dreamquant.export.qdq import to_onnx
 from dreamquant.export.verify import Verification, verify
 from dreamquant.files import atomic_path
 from dreamquant.quantization.student import Student
-from dreamquant.synthesis.samples import Samples
+from dreamquant.samples import Samples
 
 LARGEST_PROTO = 2**31 - 1  # bytes; what protobuf can hold
 

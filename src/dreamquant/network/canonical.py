@@ -80,8 +80,10 @@ def _canonicalize_node(graph: fx.Graph, node: fx.Node) -> None:
     elif node.target is aten.relu6.default:
         node.target, node.args = aten.hardtanh.default, (node.args[0], 0.0, 6.0)
     elif node.target in SYNONYMS:
+        node._rename("reshape" if SYNONYMS[node.target] is aten.reshape.default else "relu")
         node.target = SYNONYMS[node.target]  # type: ignore[assignment]
     elif node.target is aten._native_batch_norm_legit_no_training.default:
+        node._rename("batch_norm")
         x, weight, bias, mean, var, momentum, eps = node.args
         node.target, node.args = aten.batch_norm.default, (x, weight, bias, mean, var, False, momentum, eps, False)
         for user in list(node.users):  # only the normalised tensor is used; the saved statistics are for training

@@ -18,7 +18,7 @@ from dreamquant.quantization.plan import Plan, load_plan, parse_bits
 from dreamquant.quantization.student import Student, prepare, quantizer_nodes
 from dreamquant.quantization.through import following_function, narrow
 from dreamquant.quantization.walk import Chunks, quantizer_of, walk
-from dreamquant.synthesis.samples import Samples
+from dreamquant.samples import Samples
 from dreamquant.transform.fold_batchnorm import set_tensor
 
 CHUNK = 32  # images run at once

@@ -13,8 +13,8 @@ from dreamquant.errors import OptionError
 from dreamquant.methods import Method, find_method, method_names
 from dreamquant.network.graph import Network
 from dreamquant.network.statistics import batch_norms
-from dreamquant.synthesis.loop import Callback
-from dreamquant.synthesis.samples import Samples
+from dreamquant.synthesis._loop import Callback
+from dreamquant.samples import Samples
 
 __all__ = ["Samples", "needs_batchnorm", "synthesize"]
 

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from dreamquant.network.graph import Network
-from dreamquant.synthesis.loop import Callback
-from dreamquant.synthesis.samples import Samples
+from dreamquant.synthesis._loop import Callback
+from dreamquant.samples import Samples
 
 PAPER = "Lee et al., Occlusion Models for Natural Images (IJCV 2001); Field, 1/f spectra of natural images (JOSA A 1987)"
 NEEDS_BATCHNORM = False

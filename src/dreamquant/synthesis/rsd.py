@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from dreamquant.errors import OptionError
 from dreamquant.network.graph import Network
 from dreamquant.network.statistics import batch_norms, probe
-from dreamquant.synthesis.loop import (
+from dreamquant.synthesis._loop import (
     Callback,
     gaussian,
     moment_distance,
@@ -15,7 +15,7 @@ from dreamquant.synthesis.loop import (
     spread_labels,
     statistics_distance,
 )
-from dreamquant.synthesis.samples import Samples
+from dreamquant.samples import Samples
 
 PAPER = "Chawla et al., Hybrid and Non-Uniform DNN Quantization Methods Using Retro Synthesis Data (2020), arXiv 2012.13716"
 NEEDS_BATCHNORM = False

@@ -4,8 +4,8 @@ import torch
 
 from dreamquant.network.graph import Network
 from dreamquant.network.statistics import batch_norms, probe
-from dreamquant.synthesis.loop import Callback, moment_distance, optimize, precision, statistics_distance
-from dreamquant.synthesis.samples import Samples
+from dreamquant.synthesis._loop import Callback, moment_distance, optimize, precision, statistics_distance
+from dreamquant.samples import Samples
 
 PAPER = "Cai et al., ZeroQ: A Novel Zero Shot Quantization Framework (CVPR 2020), arXiv 2001.00281"
 NEEDS_BATCHNORM = True

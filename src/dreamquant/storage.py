@@ -16,7 +16,7 @@ from safetensors.torch import save
 from dreamquant.errors import OptionError
 from dreamquant.files import atomic_path, atomic_write
 from dreamquant.network.graph import Network
-from dreamquant.synthesis.samples import Samples
+from dreamquant.samples import Samples
 
 FORMATS = (".safetensors", ".npz", ".png")
 

@@ -1,0 +1,3 @@
+from dreamquant.cli import main
+
+main()

@@ -1,0 +1,355 @@
+"""The command line: one more caller of `run`, `synthesize`, `evaluate` and `load`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+import dreamquant
+from dreamquant.assess.evaluate import evaluate as evaluate_run
+from dreamquant.assess.evaluate import torch_runner
+from dreamquant.assess.labelled import load_labelled
+from dreamquant.errors import DreamQuantError, OptionError
+from dreamquant.files import check_output
+from dreamquant.methods import FAMILIES, find_method, method_names
+from dreamquant.network.load import MEAN_KEY, STD_KEY, load, parse_numbers
+from dreamquant.network.operators import WEIGHTED, is_call
+from dreamquant.network.segments import segments
+from dreamquant.network.statistics import batch_norms
+from dreamquant.quantization.plan import load_plan, parse_bits
+from dreamquant.quantization.sites import activation_sites
+from dreamquant.recipe import load_recipe, recipe_names
+from dreamquant.run import Result, run
+from dreamquant.runtime import onnx_runner
+from dreamquant.synthesis import needs_batchnorm
+from dreamquant.transform.fold_batchnorm import fold_batchnorm
+from dreamquant.storage import FORMATS, write_samples
+
+FAILED, INTERRUPTED = 2, 130
+
+app = typer.Typer(
+    help="Quantize a trained neural network when its training data may not be touched.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[str, typer.Argument(help="a .onnx or .pt2 file, package.module:callable, path.py:callable or timm:NAME")]
+Shape = Annotated[str | None, typer.Option("--input-shape", help="size of the images, where the model does not tell it: C,H,W")]
+Mean = Annotated[str | None, typer.Option(help="what is subtracted from pixels in 0..1, one number a channel: a,b,c")]
+Std = Annotated[str | None, typer.Option(help="what they are then divided by: a,b,c")]
+Seed = Annotated[int, typer.Option(help="same seed, same bits, on one machine")]
+Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="show no progress")]
+
+
+def main() -> None:
+    """Run the command line; errors that a user can cause are one line and exit status 2."""
+    try:
+        app()
+    except DreamQuantError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        print("dreamquant: interrupted; nothing was written", file=sys.stderr)  # noqa: T201
+        sys.exit(INTERRUPTED)
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"dreamquant: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
+    sys.exit(FAILED)
+
+
+@app.command()
+def quantize(
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help="the file to write: .onnx")],
+    recipe: Annotated[str, typer.Option(help="a recipe's name (see `recipes`) or a .toml file")] = "default",
+    bits: Annotated[str | None, typer.Option(help="bits of weights and activations: W8A8, W4A4, ...")] = None,
+    plan: Annotated[str | None, typer.Option(help="what is quantized: deploy, zeroq, brecq or a .toml file")] = None,
+    input_shape: Shape = None,
+    mean: Mean = None,
+    std: Std = None,
+    budget: Annotated[str, typer.Option(help="quick, standard or paper")] = "standard",
+    settings: Annotated[list[str] | None, typer.Option("--set", help="stage.option=value, e.g. synthesis.steps=200")] = None,
+    seed: Seed = 0,
+    run_dir: Annotated[Path | None, typer.Option(help="keep samples and result there; a run that was stopped goes on")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Quantize MODEL without data and prove the file that is written."""
+    with _progress(quiet or as_json) as progress:
+        result = run(
+            model,
+            output,
+            recipe=recipe,
+            bits=bits,
+            plan=plan,
+            budget=budget,
+            settings=settings or [],
+            input_shape=_shape(input_shape),
+            mean=_numbers(mean),
+            std=_numbers(std),
+            seed=seed,
+            run_dir=run_dir,
+            progress=progress,
+        )
+    if as_json:
+        print(json.dumps(result.summary(), indent=2))  # noqa: T201
+    else:
+        _print_result(result)
+
+
+@app.command()
+def synthesize(
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help=f"the file to write: {', '.join(FORMATS)}")],
+    method: Annotated[str, typer.Option(help="a synthesis method (see `methods`)")] = "rsd",
+    count: Annotated[int, typer.Option("--count", "-n", help="how many images")] = 64,
+    input_shape: Shape = None,
+    mean: Mean = None,
+    std: Std = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="an option of the method: name=value")] = None,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Let MODEL dream images and write them."""
+    if output.suffix not in FORMATS:
+        raise OptionError(f"the output is {output}; its suffix must tell the format (known: {', '.join(FORMATS)})")
+    check_output(output, inputs=[Path(model)] if Path(model).is_file() else [])
+    options: dict[str, Any] = {}
+    for setting in settings or []:
+        name, separator, value = setting.partition("=")
+        if not separator:
+            raise OptionError(f"{setting!r} is no setting; write name=value, as in steps=200")
+        options[name.removeprefix("synthesis.")] = value
+    options = find_method("synthesis", method).check_options(options)
+    network = load(model, input_shape=_shape(input_shape), mean=_numbers(mean), std=_numbers(std))
+    with _progress(quiet) as progress:
+        samples = dreamquant.synthesize(
+            network,
+            count,
+            method=method,
+            seed=seed,
+            callback=lambda done, total, loss: progress("dreaming images", done, total, loss),
+            **options,
+        )
+    write_samples(samples, network, output)
+    Console(stderr=True).print(f"{len(samples)} images by {method} -> {output}")
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    data: Annotated[Path, typer.Argument(help="a folder with one sub-folder a class, a folder or .zip with --labels, or an .npz")],
+    labels: Annotated[Path | None, typer.Option(help="csv with columns `file` and the label column")] = None,
+    label_column: Annotated[str, typer.Option(help="the csv's column of class numbers")] = "label",
+    input_shape: Shape = None,
+    mean: Mean = None,
+    std: Std = None,
+    batch: Annotated[int, typer.Option(help="images at once")] = 64,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Accuracy of MODEL on labelled images; an ONNX file, quantized or not, is run in ONNX Runtime as it is."""
+    images = load_labelled(data, labels=labels, label_column=label_column)
+    given_mean, given_std, shape = _numbers(mean), _numbers(std), _shape(input_shape)
+    if model.endswith(".onnx"):
+        runner = onnx_runner(Path(model))
+        shape = shape or _known_shape(runner.input_shape, model)
+        given_mean = given_mean or parse_numbers(runner.metadata.get(MEAN_KEY, ""))
+        given_std = given_std or parse_numbers(runner.metadata.get(STD_KEY, ""))
+        function: Any = runner
+    else:
+        network = load(model, input_shape=shape, mean=given_mean, std=given_std)
+        shape, given_mean, given_std, function = network.input_shape, network.mean, network.std, torch_runner(network)
+    if not given_mean or not given_std:
+        raise OptionError(f"{model} does not store how pixels are normalised: give --mean and --std")
+    with _progress(quiet or as_json) as progress:
+        found = evaluate_run(
+            function,
+            images,
+            input_shape=shape,
+            mean=given_mean,
+            std=given_std,
+            batch=batch,
+            callback=lambda done, total: progress("evaluating", done, total, 0.0),
+        )
+    if as_json:
+        values = {"top1": found.top1, "top5": found.top5, "images": found.images, "seconds": found.seconds}
+        print(json.dumps(values))  # noqa: T201
+    else:
+        Console().print(f"top-1 {found.top1:.2f} %, top-5 {found.top5:.2f} % of {found.images} images, {found.seconds:.1f} s")
+
+
+@app.command()
+def inspect(
+    model: Model,
+    input_shape: Shape = None,
+    plan: Annotated[str, typer.Option(help="the plan whose sites are shown")] = "deploy",
+    bits: Annotated[str, typer.Option(help="the bits whose sites are shown")] = "W8A8",
+    as_json: Json = False,
+) -> None:
+    """Show MODEL's layers, BatchNorms, segments, the tensors a plan quantizes, and which methods can work on it."""
+    chosen, width = load_plan(plan), parse_bits(bits)
+    network = load(model, input_shape=_shape(input_shape))
+    graph = network.graph.graph
+    quantized = fold_batchnorm(network) if chosen.fold_batchnorm else network
+    norms = batch_norms(network)
+    usable = {
+        name: bool(norms) or not needs_batchnorm(find_method("synthesis", name)) for name in method_names("synthesis")
+    }
+    found = {
+        "model": network.source.text,
+        "input_shape": network.input_shape,
+        "batch": network.batch,
+        "layers": [
+            {"name": node.name, "operator": str(node.target), "weight": node.args[1].meta["shape"], "output": node.meta["shape"][1:]}
+            for node in graph.nodes
+            if is_call(node, WEIGHTED)
+        ],
+        "batch_norms": [{"name": norm.name, "channels": len(norm.mean)} for norm in norms],
+        "segments": [
+            {"input": segment.input.name, "output": segment.output.name, "layers": [node.name for node in segment.layers]}
+            for segment in segments(network)
+        ],
+        "sites": [
+            {"tensor": site.node.name, "bits": site.bits, "grid_of": site.root.name}
+            for site in activation_sites(quantized.graph.graph, chosen, width)
+        ],
+        "synthesis": usable,
+    }
+    if as_json:
+        print(json.dumps(found, indent=2))  # noqa: T201
+    else:
+        _print_inspection(found)
+
+
+@app.command()
+def recipes(as_json: Json = False) -> None:
+    """List the recipes."""
+    found = [load_recipe(name) for name in recipe_names()]
+    if as_json:
+        print(json.dumps([recipe.model_dump(exclude_none=True) for recipe in found], indent=2))  # noqa: T201
+        return
+    table = Table("recipe", "what it does", "paper")
+    for recipe in found:
+        table.add_row(recipe.name, recipe.summary, recipe.paper)
+    Console().print(table)
+
+
+@app.command()
+def methods(as_json: Json = False) -> None:
+    """List the methods of every family, with their options."""
+    if as_json:
+        print(json.dumps({family: method_names(family) for family in FAMILIES}, indent=2))  # noqa: T201
+        return
+    table = Table("family", "method", "what it does", "options")
+    for family in FAMILIES:
+        for name in method_names(family):
+            method = find_method(family, name)
+            options = ", ".join(f"{key}={parameter.default}" for key, parameter in method.options.items())
+            table.add_row(family, name, method.summary, options)
+    Console().print(table)
+
+
+def _shape(text: str | None) -> tuple[int, int, int] | None:
+    if text is None:
+        return None
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise OptionError(f"--input-shape is {text!r}; write three whole numbers above 0: C,H,W as in 3,224,224")
+    channels, height, width = (int(part) for part in parts)
+    return channels, height, width
+
+
+def _numbers(text: str | None) -> tuple[float, ...] | None:
+    return None if text is None else parse_numbers(text)
+
+
+def _known_shape(shape: tuple[int | None, int | None, int | None], model: str) -> tuple[int, int, int]:
+    channels, height, width = shape
+    if channels is None or height is None or width is None:
+        raise OptionError(f"{model} leaves the size of its images open: give --input-shape C,H,W")
+    return channels, height, width
+
+
+@contextmanager
+def _progress(hidden: bool) -> Iterator[Any]:
+    """A function (stage, done, total, loss) that draws progress on the terminal's error stream, or nothing."""
+    if hidden:
+        yield lambda *_: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(stage: str, done: int, total: int, loss: float) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total, note="")
+            bars.update(tasks[stage], completed=done, total=total, note=f"loss {loss:.3g}" if loss else "")
+
+        yield show
+
+
+def _print_result(result: Result) -> None:
+    assessment, proof = result.assessment, result.artifact.verification
+    chosen = result.recipe
+    console = Console()
+    table = Table(box=None, show_header=False)
+    table.add_row("file", f"{result.artifact.path}  ({chosen.quantization.bits}, plan {chosen.quantization.plan})")
+    table.add_row(
+        "proof",
+        f"in ONNX Runtime, {proof.top1_agreement:.2f} % of {proof.samples} samples keep the student's top-1;"
+        f" largest difference {proof.largest_difference:.3g}",
+    )
+    agreement = assessment.agreement
+    table.add_row(
+        "agreement",
+        f"{agreement.top1:.1f} % top-1 with the float network on {agreement.samples} held-out dreams, KL {agreement.kl:.4f}",
+    )
+    worst = sorted(assessment.layers, key=lambda layer: layer.sqnr)[:3]
+    table.add_row("weakest layers", ", ".join(f"{layer.layer} {layer.sqnr:.1f} dB" for layer in worst))
+    if assessment.float_layers:
+        table.add_row("left in float", ", ".join(assessment.float_layers))
+    table.add_row(
+        "size", f"{result.artifact.size / 1e6:.2f} MB, {result.artifact.size / assessment.float_size:.2f} of {assessment.float_size / 1e6:.2f} MB"
+    )
+    latency = assessment.latency
+    table.add_row(
+        "latency",
+        f"{latency.b_ms:.2f} ms, float {latency.a_ms:.2f} ms: {latency.ratio:.2f} times as fast"
+        f" ({latency.runtime}, {latency.threads} thread, batch {latency.batch})",
+    )
+    stage = chosen.synthesis
+    table.add_row("dreamt by", f"{stage.method}, {stage.count} images, {result.seconds['synthesis']:.1f} s, seed {result.seed}")
+    console.print(table)
+
+
+def _print_inspection(found: dict[str, Any]) -> None:
+    console = Console()
+    batch = "any batch" if found["batch"] is None else f"batch {found['batch']} only"
+    console.print(f"{found['model']}: images {found['input_shape']}, {batch}")
+    table = Table("layer", "operator", "weight", "output")
+    for layer in found["layers"]:
+        table.add_row(*(str(layer[key]) for key in ("name", "operator", "weight", "output")))
+    console.print(table)
+    console.print(f"{len(found['batch_norms'])} BatchNorms" + ("" if found["batch_norms"] else " (folded, or never there)"))
+    table = Table("segment", "from", "to", "layers")
+    for number, segment in enumerate(found["segments"]):
+        table.add_row(str(number), segment["input"], segment["output"], ", ".join(segment["layers"]))
+    console.print(table)
+    table = Table("quantized tensor", "bits", "on the grid of")
+    for site in found["sites"]:
+        table.add_row(site["tensor"], str(site["bits"]), site["grid_of"])
+    console.print(table)
+    for name, possible in found["synthesis"].items():
+        console.print(f"synthesis {name}: {'possible' if possible else 'needs BatchNorm statistics, and there are none'}")
