@@ -1,11 +1,31 @@
-"""Fixtures that several rooms share."""
+"""Fixtures that several rooms share: small networks with odd sizes, and images for them."""
 
 from __future__ import annotations
 
 import os
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dreamquant.cli import main
+from dreamquant.network.capture import capture
+from dreamquant.network.graph import Network
+from dreamquant.samples import Samples
+
+RESIDUAL_SHAPE = (3, 11, 9)
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def pytest_configure() -> None:
+    torch.set_num_threads(1)  # the networks are too small for more, and workers share the cores
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +36,131 @@ def data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip("needs real networks: set DREAMQUANT_DATA to their folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def digits() -> Path:
+    """The folder of the trained example network."""
+    return Path(__file__).resolve().parents[1] / "examples" / "digits"
+
+
+def draw_images(count: int, shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+def draw_weights(module: nn.Module, shape: tuple[int, ...], seed: int = 0) -> nn.Module:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for part in module.modules():
+            if isinstance(part, LAYERS):
+                part.weight.copy_(torch.randn(part.weight.shape, generator=generator))
+                part.weight.mul_((2 / part.weight[0].numel()) ** 0.5)
+                if part.bias is not None:
+                    part.bias.copy_(0.2 * torch.randn(part.bias.shape, generator=generator))
+            elif isinstance(part, NORMS):
+                part.momentum = None  # the plain mean over what it sees
+                if part.affine:
+                    part.weight.copy_(0.5 + torch.rand(part.weight.shape, generator=generator))
+                    part.bias.copy_(0.3 * torch.randn(part.bias.shape, generator=generator))
+        module.train()
+        module(draw_images(64, shape, seed + 1))
+    return module.eval()
+
+
+@pytest.fixture(scope="session")
+def images() -> Callable[..., Tensor]:
+    """`images(count, shape, seed=0)`: normal noise (count, *shape)."""
+    return draw_images
+
+
+@pytest.fixture(scope="session")
+def fill() -> Callable[..., nn.Module]:
+    """`fill(module, shape, seed=0)`: random weights, BatchNorms that know the noise that passes them, eval mode."""
+    return draw_weights
+
+
+class Residual(nn.Module):
+    """What networks are made of, once each: a residual block, a concatenation, a gate, a depthwise convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.stem_norm = nn.Conv2d(3, 7, 3, padding=1, bias=False), nn.BatchNorm2d(7)
+        self.conv1, self.norm1 = nn.Conv2d(7, 7, 3, padding=1, bias=False), nn.BatchNorm2d(7)
+        self.conv2, self.norm2 = nn.Conv2d(7, 7, 3, padding=1, bias=False), nn.BatchNorm2d(7)
+        self.left = nn.Conv2d(7, 5, 1)
+        self.right, self.right_norm = nn.Conv2d(7, 3, 3, padding=1), nn.BatchNorm2d(3)
+        self.squeeze, self.excite = nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1)
+        self.depthwise, self.depthwise_norm = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False), nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.stem_norm(self.stem(x))), 2)
+        x = F.relu(x + self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))))
+        x = torch.cat([F.leaky_relu(self.left(x), 0.1), F.relu(self.right_norm(self.right(x)))], 1)
+        x = x * torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean((2, 3), keepdim=True)))))
+        x = F.relu6(self.depthwise_norm(self.depthwise(x)))
+        logits: Tensor = self.head(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+        return logits
+
+
+@pytest.fixture(scope="session")
+def residual_module() -> nn.Module:
+    """A `Residual` for images (3, 11, 9); not to be changed."""
+    return draw_weights(Residual(), RESIDUAL_SHAPE)
+
+
+@pytest.fixture(scope="session")
+def residual(residual_module: nn.Module) -> Network:
+    """The same, captured."""
+    return capture(residual_module, RESIDUAL_SHAPE)
+
+
+@pytest.fixture(scope="session")
+def residual_onnx(residual_module: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as an ONNX file of opset 11 with its BatchNorms, from `pixels` to `scores`."""
+    path = tmp_path_factory.mktemp("residual") / "residual.onnx"
+    with warnings.catch_warnings():  # the exporter that can write opset 11 announces that there is a newer one
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            residual_module,
+            (torch.zeros(2, *RESIDUAL_SHAPE),),
+            path,
+            opset_version=11,
+            dynamo=False,
+            input_names=["pixels"],
+            output_names=["scores"],
+            dynamic_axes={"pixels": {0: "batch"}},
+            do_constant_folding=False,
+            training=torch.onnx.TrainingMode.PRESERVE,
+        )
+    return path
+
+
+@pytest.fixture(scope="session")
+def calibration() -> Samples:
+    """Images for `residual`."""
+    return Samples(draw_images(40, RESIDUAL_SHAPE, seed=9))
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a command left: its exit status and what it wrote on the terminal's two streams."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
+    """`command("quantize", "model.onnx", ...)`: the command line's entry point, in this process."""
+
+    def run(*arguments: object) -> Finished:
+        monkeypatch.setattr(sys, "argv", ["dreamquant", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main()
+        written = capfd.readouterr()
+        return Finished(int(end.value.code or 0), written.out, written.err)
+
+    return run

@@ -10,6 +10,7 @@
 
 __version__ = "0.1.0"
 
+from dreamquant import _threads  # noqa: F401  (first: it must run before torch is imported)
 from dreamquant.errors import DreamQuantError
 from dreamquant.export.export import Artifact, export
 from dreamquant.network.graph import Network

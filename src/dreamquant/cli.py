@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 import dreamquant
 from dreamquant.assess.evaluate import evaluate as evaluate_run
@@ -58,9 +58,10 @@ def main() -> None:
         app()
     except DreamQuantError as error:
         _fail(str(error))
-    except KeyboardInterrupt:
-        print("dreamquant: interrupted; nothing was written", file=sys.stderr)  # noqa: T201
-        sys.exit(INTERRUPTED)
+    except SystemExit as end:  # typer makes one of a Ctrl-C, without a word
+        if end.code == INTERRUPTED:
+            print("dreamquant: interrupted; nothing was written", file=sys.stderr)  # noqa: T201
+        raise
 
 
 def _fail(message: str) -> NoReturn:
@@ -143,7 +144,7 @@ def synthesize(
             **options,
         )
     write_samples(samples, network, output)
-    Console(stderr=True).print(f"{len(samples)} images by {method} -> {output}")
+    _console(stderr=True).print(f"{len(samples)} images by {method} -> {output}")
 
 
 @app.command()
@@ -162,6 +163,8 @@ def evaluate(
     """Accuracy of MODEL on labelled images; an ONNX file, quantized or not, is run in ONNX Runtime as it is."""
     images = load_labelled(data, labels=labels, label_column=label_column)
     given_mean, given_std, shape = _numbers(mean), _numbers(std), _shape(input_shape)
+    if bool(given_mean) != bool(given_std):
+        raise OptionError("--mean and --std belong together: give both or none")
     if model.endswith(".onnx"):
         runner = onnx_runner(Path(model))
         shape = shape or _known_shape(runner.input_shape, model)
@@ -187,7 +190,7 @@ def evaluate(
         values = {"top1": found.top1, "top5": found.top5, "images": found.images, "seconds": found.seconds}
         print(json.dumps(values))  # noqa: T201
     else:
-        Console().print(f"top-1 {found.top1:.2f} %, top-5 {found.top5:.2f} % of {found.images} images, {found.seconds:.1f} s")
+        _console().print(f"top-1 {found.top1:.2f} %, top-5 {found.top5:.2f} % of {found.images} images, {found.seconds:.1f} s")
 
 
 @app.command()
@@ -243,7 +246,7 @@ def recipes(as_json: Json = False) -> None:
     table = Table("recipe", "what it does", "paper")
     for recipe in found:
         table.add_row(recipe.name, recipe.summary, recipe.paper)
-    Console().print(table)
+    _console().print(table)
 
 
 @app.command()
@@ -258,14 +261,14 @@ def methods(as_json: Json = False) -> None:
             method = find_method(family, name)
             options = ", ".join(f"{key}={parameter.default}" for key, parameter in method.options.items())
             table.add_row(family, name, method.summary, options)
-    Console().print(table)
+    _console().print(table)
 
 
 def _shape(text: str | None) -> tuple[int, int, int] | None:
     if text is None:
         return None
     parts = text.split(",")
-    if len(parts) != 3 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+    if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
         raise OptionError(f"--input-shape is {text!r}; write three whole numbers above 0: C,H,W as in 3,224,224")
     channels, height, width = (int(part) for part in parts)
     return channels, height, width
@@ -282,14 +285,20 @@ def _known_shape(shape: tuple[int | None, int | None, int | None], model: str) -
     return channels, height, width
 
 
+def _console(*, stderr: bool = False) -> Console:
+    """A console that prints names of files and tensors as they are."""
+    return Console(stderr=stderr, markup=False, highlight=False)
+
+
 @contextmanager
 def _progress(hidden: bool) -> Iterator[Any]:
-    """A function (stage, done, total, loss) that draws progress on the terminal's error stream, or nothing."""
-    if hidden:
+    """A function (stage, done, total, loss) that draws progress where the error stream is a terminal, else nothing."""
+    console = _console(stderr=True)
+    if hidden or not console.is_terminal:
         yield lambda *_: None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+    with Progress(*columns, console=console, transient=True) as bars:
         tasks: dict[str, Any] = {}
 
         def show(stage: str, done: int, total: int, loss: float) -> None:
@@ -303,8 +312,8 @@ def _progress(hidden: bool) -> Iterator[Any]:
 def _print_result(result: Result) -> None:
     assessment, proof = result.assessment, result.artifact.verification
     chosen = result.recipe
-    console = Console()
-    table = Table(box=None, show_header=False)
+    console = _console()
+    table = Table(Column(), Column(overflow="fold"), box=None, show_header=False)
     table.add_row("file", f"{result.artifact.path}  ({chosen.quantization.bits}, plan {chosen.quantization.plan})")
     table.add_row(
         "proof",
@@ -335,7 +344,7 @@ def _print_result(result: Result) -> None:
 
 
 def _print_inspection(found: dict[str, Any]) -> None:
-    console = Console()
+    console = _console()
     batch = "any batch" if found["batch"] is None else f"batch {found['batch']} only"
     console.print(f"{found['model']}: images {found['input_shape']}, {batch}")
     table = Table("layer", "operator", "weight", "output")

@@ -79,7 +79,8 @@ def load_recipe(name: str) -> Recipe:
         try:
             text = Path(name).read_text()
         except (OSError, UnicodeDecodeError) as error:
-            raise OptionError(f"the recipe {name} cannot be read: {error}") from None
+            reason = error.strerror if isinstance(error, OSError) else "it is no text"
+            raise OptionError(f"the recipe {name} cannot be read: {reason}") from None
     elif name in recipe_names():
         text = files("dreamquant").joinpath("recipes", f"{name}.toml").read_text()
     else:
@@ -146,7 +147,10 @@ def _apply(settings: Iterable[str], synthesis: dict[str, Any], quantization: dic
             synthesis.update(kept)
         name, _, inner = option.partition(".")
         if inner:
-            stages[stage][name] = {**stages[stage].get(name, {}), inner: _literal(value)}
+            table = stages[stage].get(name, {})
+            if not isinstance(table, dict):
+                raise OptionError(f"{stage}.{name} is {table!r}, no table that {setting!r} could set a part of")
+            stages[stage][name] = {**table, inner: _literal(value)}
         else:
             stages[stage][option] = _literal(value)
 

@@ -18,6 +18,7 @@ from torch import nn
 
 import dreamquant
 from dreamquant.assess.assess import Assessment, assess
+from dreamquant.errors import OutputError
 from dreamquant.export.export import Artifact, check_format, export
 from dreamquant.files import atomic_write, check_output
 from dreamquant.network.graph import Network
@@ -134,7 +135,7 @@ def _dream(
     made_by = {"method": stage.method, "count": count, "seed": seed, "options": stage.options, "network": fingerprint(network)}
     place = None if run_dir is None else Path(run_dir) / f"{what}.safetensors"
     if place is not None:
-        place.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(place.parent)
         kept = load_samples(place, made_by) if place.exists() else None
         if kept is not None:
             return kept
@@ -143,6 +144,13 @@ def _dream(
     if place is not None:
         save_samples(samples, place, made_by)
     return samples
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the run folder {folder}: {error.strerror}") from error
 
 
 def fingerprint(network: Network) -> str:

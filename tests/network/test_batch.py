@@ -109,7 +109,7 @@ def test_sizes_become_products_of_the_batch() -> None:
     free_batch(graph, SHAPE, 2)
     targets = [node.target for node in graph.graph.nodes if node.op == "call_function"]
 
-    assert targets.count(aten.sym_size.int) == 1
+    assert targets.count(aten.sym_size.int) <= 1
     assert all("shape" in node.meta for node in graph.graph.nodes if node.target is aten.reshape.default)
 
 

@@ -1,8 +1,9 @@
 """Student -> ONNX with QuantizeLinear / DequantizeLinear around every quantized tensor.
 
 A network that came from an ONNX file goes out as the same graph; any other is first emitted as a float graph. Weights and
-biases are stored as integers. A grid is stored in the smallest container that ONNX has: 4 bits (opset 21) or 8; narrower
-grids of activations are cut off by a Clip before QuantizeLinear.
+biases are stored as integers, weights in the smallest type that ONNX has: 4 bits (opset 21) or 8. Activations are always in
+8 bits, as ONNX Runtime refuses a Clip before a 4-bit QuantizeLinear; narrower grids are cut off by Max and Min. (By a Clip
+ONNX Runtime would take the layer before it for an integer one, and round its float bias to the coarse grid of few bits.)
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dreamquant.errors import UnsupportedOperator
 from dreamquant.export.onnx_emit import emit
 from dreamquant.export.surgery import Surgery
 from dreamquant.network.graph import tensor_of
-from dreamquant.quantization.grid import Grid
+from dreamquant.quantization.grid import integer_limits
 from dreamquant.quantization.student import QuantizedTensor, Student, quantizer_nodes
 
 INT8_OPSET, INT4_OPSET = 13, 21
@@ -31,7 +32,7 @@ Names = dict[str, str]  # node of the student's graph -> value of the ONNX model
 def to_onnx(student: Student) -> onnx.ModelProto:
     """The student as an ONNX model; raises `UnsupportedOperator` for what ONNX cannot say."""
     tensors = student.tensors()
-    opset = INT4_OPSET if any(_container_bits(tensor.grid) == 4 for tensor in tensors) else INT8_OPSET
+    opset = INT4_OPSET if any(_container_bits(tensor) == 4 for tensor in tensors) else INT8_OPSET
     proto, names, transposed = _float_model(student, opset)
     surgery = Surgery(proto)
     surgery.require_opset(opset)
@@ -90,45 +91,63 @@ def _update_constants(surgery: Surgery, student: Student, names: Names, transpos
         if node.name in names and node.meta.get("changed"):
             surgery.replace_constant(names[node.name], _array(value.t() if node.name in transposed else value))
         elif node.name not in names and node.meta.get("gained"):
-            layer = surgery.producer(names[str(node.meta["gained"])])
-            assert layer is not None
-            names[node.name] = surgery.constant(f"{layer.output[0]}_bias", _array(value))
-            layer.input.append(names[node.name])
+            result = names[str(node.meta["gained"])]
+            names[node.name] = surgery.constant(f"{result}_bias", _array(value))
+            _add_bias(surgery, result, names[node.name])
+
+
+def _add_bias(surgery: Surgery, result: str, bias: str) -> None:
+    """Let the layer that computes `result`, and had no bias, add one."""
+    layer = surgery.producer(result)
+    assert layer is not None
+    if layer.op_type == "MatMul":
+        product = surgery.fresh(f"{result}_product")
+        surgery.rename_output(result, product)
+        surgery.insert("Add", [product, bias], result, after=product)
+    else:
+        layer.input[2:] = [bias]
 
 
 def _quantize_activation(
     surgery: Surgery, tensor: QuantizedTensor, names: Names, constants: dict[str, tuple[str, str]]
 ) -> None:
-    """value -> [Clip] -> QuantizeLinear -> DequantizeLinear, whose result takes the value's name for all who read it."""
+    """value -> [Max] -> [Min] -> QuantizeLinear -> DequantizeLinear, whose result takes the value's name for all who read it."""
     if tensor.node.name not in names:
         raise UnsupportedOperator(f"{tensor.node.name} is quantized but is no value of the ONNX model")
     value, grid = names[tensor.node.name], tensor.grid
     shared = str(tensor.quantizer.target)
     if shared not in constants:
-        constants[shared] = _scale_and_zero_point(surgery, value, grid)
+        constants[shared] = _scale_and_zero_point(surgery, value, tensor)
     scale, zero_point = constants[shared]
     if surgery.producer(value) is None:  # an input of the graph keeps its name; its readers are moved
-        source, result = value, surgery.fresh(f"{value}_dq")
+        source, result = value, surgery.fresh("dequantized")
         surgery.rewire(value, result)
     else:
-        source, result = surgery.fresh(f"{value}_float"), value
+        source, result = surgery.fresh("float"), value
         surgery.rename_output(value, source)
-    if grid.bits < _container_bits(grid):
-        low, high = (
-            surgery.constant(f"{value}_{end}", np.asarray((limit - grid.zero_point.item()) * grid.scale.item(), np.float32))
-            for end, limit in (("low", grid.qmin), ("high", grid.qmax))
-        )
-        clipped = surgery.fresh(f"{value}_clipped")
-        surgery.insert("Clip", [source, low, high], clipped, after=source)
-        source = clipped
-    integers = surgery.fresh(f"{value}_q")
+    container = integer_limits(_container_bits(tensor), signed=grid.qmin < 0)
+    for op_type, limit, widest in zip(("Max", "Min"), (grid.qmin, grid.qmax), container, strict=True):
+        if limit != widest:
+            end = np.asarray((limit - grid.zero_point.item()) * grid.scale.item(), np.float32)
+            cut = surgery.fresh(op_type.lower())
+            surgery.insert(op_type, [source, surgery.constant(f"{cut}_end", end)], cut, after=source)
+            source = cut
+    integers = surgery.fresh("integers")
     surgery.insert("QuantizeLinear", [source, scale, zero_point], integers, after=source)
     surgery.insert("DequantizeLinear", [integers, scale, zero_point], result, after=integers)
 
 
 def _quantize_constant(surgery: Surgery, student: Student, tensor: QuantizedTensor, names: Names, transposed: set[str]) -> None:
-    """A stored tensor becomes integers -> DequantizeLinear for the layers that read it."""
+    """A stored tensor becomes integers -> DequantizeLinear for the layers that read it.
+
+    A weight is dequantized once for all its layers; a bias has a grid of its own in each.
+    """
     name, grid = names[tensor.node.name], tensor.grid
+    readers = surgery.consumers(name)
+    if tensor.kind == "bias":
+        readers = [node for node in readers if node is _layer(surgery, tensor, names)]
+    if not readers:
+        return
     value = tensor_of(student.network.graph, tensor.node).double()
     scale, zero_point = grid.shaped(value.dim())
     integers = (torch.round(value / scale.double()) + zero_point).clamp(grid.qmin, grid.qmax)
@@ -137,22 +156,28 @@ def _quantize_constant(surgery: Surgery, student: Student, tensor: QuantizedTens
         integers, axis = integers.t(), None if axis is None else 1 - axis
     if tensor.kind == "bias":
         stored = numpy_helper.from_array(_array(integers).astype(np.int32))
-        points = surgery.constant(f"{name}_zero", np.zeros(grid.zero_point.numel(), np.int32))
+        points = []  # always 0, which needs no saying
     else:
-        stored = _integers(integers, grid)
-        points = surgery.constant(f"{name}_zero", _integers(_shape(grid.zero_point, axis), grid))
+        stored = _integers(integers, tensor)
+        points = [surgery.constant("zero", _integers(_shape(grid.zero_point, axis), tensor))]
     integers_name = surgery.constant(f"{name}_q", stored)
-    scales = surgery.constant(f"{name}_scale", _array(_shape(grid.scale, axis)))
-    result = surgery.fresh(f"{name}_dq")
-    surgery.rewire(name, result)
+    scales = surgery.constant("scale", _array(_shape(grid.scale, axis)))
+    result = surgery.fresh("dequantized")
+    surgery.rewire(name, result, readers)
     attributes = {} if axis is None else {"axis": axis}
-    surgery.insert("DequantizeLinear", [integers_name, scales, points], result, **attributes)
+    surgery.insert("DequantizeLinear", [integers_name, scales, *points], result, **attributes)
 
 
-def _scale_and_zero_point(surgery: Surgery, value: str, grid: Grid) -> tuple[str, str]:
+def _layer(surgery: Surgery, tensor: QuantizedTensor, names: Names) -> onnx.NodeProto | None:
+    """The node of the model that computes what the layer of a bias does; its output is not quantized yet."""
+    return surgery.producer(names[next(iter(tensor.quantizer.users)).name])
+
+
+def _scale_and_zero_point(surgery: Surgery, value: str, tensor: QuantizedTensor) -> tuple[str, str]:
+    grid = tensor.grid
     return (
-        surgery.constant(f"{value}_scale", _array(_shape(grid.scale, None))),
-        surgery.constant(f"{value}_zero", _integers(_shape(grid.zero_point, None), grid)),
+        surgery.constant("scale", _array(_shape(grid.scale, None))),
+        surgery.constant("zero", _integers(_shape(grid.zero_point, None), tensor)),
     )
 
 
@@ -160,14 +185,16 @@ def _shape(values: Tensor, axis: int | None) -> Tensor:
     return values.reshape(()) if axis is None else values.reshape(-1)
 
 
-def _container_bits(grid: Grid) -> int:
-    """The bits of the smallest ONNX integer type that holds the grid's integers."""
-    return 4 if grid.bits <= 4 else 8 if grid.bits <= 8 else 32
+def _container_bits(tensor: QuantizedTensor) -> int:
+    """The bits of the ONNX integer type that holds a tensor's integers."""
+    if tensor.kind == "bias":
+        return 32
+    return 4 if tensor.kind == "weight" and tensor.grid.bits <= 4 else 8
 
 
-def _integers(values: Tensor, grid: Grid) -> TensorProto:
-    """Whole numbers as a tensor of the grid's container type, two to a byte for 4 bits."""
-    signed, bits = grid.qmin < 0, _container_bits(grid)
+def _integers(values: Tensor, tensor: QuantizedTensor) -> TensorProto:
+    """Whole numbers as a tensor of the container type, two to a byte for 4 bits."""
+    signed, bits = tensor.grid.qmin < 0, _container_bits(tensor)
     kind = {
         (True, 8): TensorProto.INT8,
         (False, 8): TensorProto.UINT8,
@@ -176,7 +203,9 @@ def _integers(values: Tensor, grid: Grid) -> TensorProto:
     }[signed, bits]
     if bits == 8:
         return numpy_helper.from_array(_array(values).astype(np.int8 if signed else np.uint8))
-    return helper.make_tensor("", kind, list(values.shape), _array(values).astype(np.int8 if signed else np.uint8).flatten())
+    nibbles = _array(values).astype(np.int8).view(np.uint8).flatten() & 0xF
+    low, high = nibbles[::2], np.pad(nibbles[1::2], (0, nibbles.size % 2))
+    return helper.make_tensor("", kind, list(values.shape), (low | high << 4).tobytes(), raw=True)
 
 
 def _array(value: Tensor) -> np.ndarray:

@@ -30,6 +30,7 @@ class Surgery:
         self._names = {name for node in self.nodes for name in (*node.input, *node.output)}
         self._names |= {tensor.name for tensor in self.proto.graph.initializer}
         self._node_names = {node.name for node in self.nodes}
+        self._numbers: Counter[str] = Counter()  # by name: how often it was taken
         self._unused_before = set(self._unused())
 
     def producer(self, value: str) -> onnx.NodeProto | None:
@@ -38,9 +39,10 @@ class Surgery:
 
     def fresh(self, base: str) -> str:
         """A value name that is not taken yet."""
-        name, number = base, 1
+        name = base
         while name in self._names:
-            name, number = f"{base}_{number}", number + 1
+            self._numbers[base] += 1
+            name = f"{base}_{self._numbers[base]}"
         self._names.add(name)
         return name
 
@@ -66,9 +68,10 @@ class Surgery:
 
     def insert(self, op_type: str, inputs: list[str], output: str, *, after: str | None = None, **attributes: object) -> None:
         """Add a node that computes `output`, behind the producer of `after`, at the front where that is no node's output."""
-        name, number = output, 1
+        name = op_type
         while name in self._node_names:
-            name, number = f"{output}_{number}", number + 1
+            self._numbers[op_type] += 1
+            name = f"{op_type}_{self._numbers[op_type]}"
         self._node_names.add(name)
         node = helper.make_node(op_type, inputs, [output], name=name, **attributes)
         producer = self.producer(after) if after is not None else None
@@ -122,7 +125,8 @@ class Surgery:
         graph = self.proto.graph
         del graph.node[:], graph.initializer[:], graph.input[:]
         graph.node.extend(self.nodes)
-        graph.initializer.extend([*kept, *self.added.values()])
+        read = {name for node in self.nodes for name in node.input}
+        graph.initializer.extend([*kept, *(tensor for name, tensor in self.added.items() if name in read)])
         graph.input.extend(inputs)
         return self.proto
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from dreamquant.network.batch_sizes import BatchFreer, NotFreeError
+from dreamquant.network.canonical import infer_sizes
 
 TRIED = (3, 1)
 TOLERANCE = 1e-3  # of 1 + the largest output; kernels differ a little between batch sizes
@@ -48,6 +49,7 @@ def free_batch(graph: fx.GraphModule, input_shape: tuple[int, int, int], batch: 
         if _is_free(trial, images, expected, batch):
             if trial is not graph:
                 graph.graph = trial.graph
+            infer_sizes(graph)
             return None
     return batch
 

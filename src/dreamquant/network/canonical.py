@@ -94,6 +94,19 @@ def _canonicalize_node(graph: fx.Graph, node: fx.Node) -> None:
         node.args = (*node.args[:5], False, *node.args[6:8], False)
 
 
+def infer_sizes(graph: fx.GraphModule) -> None:
+    """Write -1 for the one size of a `reshape` that depends on the batch, so that it needs no arithmetic on sizes."""
+    for node in graph.graph.nodes:
+        if node.op == "call_function" and node.target is aten.reshape.default:
+            sizes = list(node.args[1])
+            symbolic = [index for index, size in enumerate(sizes) if isinstance(size, fx.Node)]
+            if len(symbolic) == 1 and -1 not in sizes:
+                sizes[symbolic[0]] = -1
+                node.update_arg(1, sizes)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
 def _is_cast_to_same(node: fx.Node) -> bool:
     if node.target not in (aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout):
         return False

@@ -39,7 +39,7 @@ def load(
     0..1 are normalised with; those stored in a file are used where none are given. Raises `ModelError` for what cannot be read
     or is no network of images, `OptionError` for options that do not fit.
     """
-    if (mean is None) != (std is None):
+    if bool(mean) != bool(std):
         raise OptionError("mean and std belong together: give both or none")
     network = _load(model, input_shape)
     if mean is None:
@@ -66,14 +66,28 @@ def _load(model: str | os.PathLike[str] | nn.Module, input_shape: tuple[int, int
 def _program(path: Path) -> torch.export.ExportedProgram:
     if not path.exists():
         raise ModelError(f"there is no file {path}")
+    if path.is_dir():
+        raise ModelError(f"{path} is a folder; a .pt2 file is needed")
     if not zipfile.is_zipfile(path):
         raise ModelError(f"{path} is not a torch.export archive (it is no zip file): {_size(path)}")
+    _check_archive(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.export.load(path)
     except Exception as error:
         raise ModelError(f"{path} cannot be read by torch {torch.__version__}: {_line(error)}") from error
+
+
+def _check_archive(path: Path) -> None:
+    """torch reads weights without looking at their checksums, so damaged ones would pass."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except Exception as error:  # whatever the broken bytes lead to
+        raise ModelError(f"{path} is damaged or cut short: {_line(error)}") from error
+    if damaged is not None:
+        raise ModelError(f"{path} is damaged: {damaged} does not have the checksum it was stored with")
 
 
 def _size(path: Path) -> str:

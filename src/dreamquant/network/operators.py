@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 from torch import fx
 
 from dreamquant.network.graph import aten
@@ -71,12 +73,25 @@ def output_channel_axis(node: fx.Node) -> int:
 
 def data_nodes(graph: fx.Graph) -> list[fx.Node]:
     """The tensor-valued nodes that depend on the images, in order, the placeholder first."""
-    found: dict[fx.Node, None] = {}
+    found: list[fx.Node] = []
+    depends: set[fx.Node] = set()  # also those of several tensors, as of a split
     for node in graph.nodes:
-        depends = any(argument in found for argument in node.all_input_nodes)
-        if node.op == "placeholder" or (depends and node.op != "output" and "shape" in node.meta):
-            found[node] = None
-    return list(found)
+        if node.op == "placeholder" or (node.op != "output" and any(one in depends for one in node.all_input_nodes)):
+            if "shape" in node.meta:
+                found.append(node)
+            elif not _is_tuple(node):
+                continue  # a size
+            depends.add(node)
+    return found
+
+
+def data_users(node: fx.Node) -> list[fx.Node]:
+    """The users of a tensor; for one that gives several tensors, as a split does, those that are taken from it."""
+    return [one for user in node.users for one in (user.users if _is_tuple(user) else [user])]
+
+
+def _is_tuple(node: fx.Node) -> bool:
+    return "shape" not in node.meta and bool(node.users) and all(user.target is operator.getitem for user in node.users)
 
 
 def data_inputs(node: fx.Node) -> list[fx.Node]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from dreamquant.network.graph import Network, output_nodes
-from dreamquant.network.operators import PRODUCTS, WEIGHTED, data_nodes, is_call
+from dreamquant.network.operators import PRODUCTS, WEIGHTED, data_nodes, data_users, is_call
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,12 @@ def segments(network: Network) -> list[Segment]:
 
 
 def _cuts(graph: fx.Graph, nodes: list[fx.Node]) -> list[int]:
-    """Positions after which `nodes[position]` is the only tensor that is still needed."""
+    """Positions after which `nodes[position]` is the only tensor that is still needed; sizes taken of others do not count."""
     position = {node: index for index, node in enumerate(nodes)}
     results = set(output_nodes(graph))
     end = len(nodes)
     last_use = [
-        end if node in results else max((_reach(user, position, end) for user in node.users), default=index)
+        end if node in results else max((position.get(user, index) for user in data_users(node)), default=index)
         for index, node in enumerate(nodes)
     ]
     cuts, furthest = [], 0
@@ -64,10 +64,3 @@ def _cuts(graph: fx.Graph, nodes: list[fx.Node]) -> list[int]:
             cuts.append(index)
         furthest = max(furthest, last_use[index])
     return cuts
-
-
-def _reach(user: fx.Node, position: dict[fx.Node, int], end: int) -> int:
-    """The position at which a user consumes; integer nodes stand for the tensors they lead to."""
-    if user in position:
-        return position[user]
-    return max((_reach(later, position, end) for later in user.users), default=0) if user.op != "output" else end

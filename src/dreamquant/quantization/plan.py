@@ -55,6 +55,7 @@ class Plan(BaseModel):
     activation_symmetric: bool = False
     activation_ranges: str = "minmax"
     activation_options: dict[str, Any] = Field(default_factory=dict)
+    keep_scores: bool = False  # a tensor that leads to the outputs through no further layer keeps its full range
     observe: Literal["float", "quantized"] = "float"  # the activations that ranges are found on
     # weights
     weight_granularity: Literal["tensor", "channel"] = "channel"
@@ -82,22 +83,33 @@ def plan_names() -> list[str]:
     )
 
 
-def load_plan(name: str, **changes: object) -> Plan:
+def load_plan(name: str, /, **changes: object) -> Plan:
     """A plan by its name or from a TOML file, with some fields changed; `OptionError` names what is not known."""
     if name.endswith(".toml"):
         try:
             text = Path(name).read_text()
         except (OSError, UnicodeDecodeError) as error:
-            raise OptionError(f"the plan {name} cannot be read: {error}") from None
+            reason = error.strerror if isinstance(error, OSError) else "it is no text"
+            raise OptionError(f"the plan {name} cannot be read: {reason}") from None
     elif name in plan_names():
         text = files("dreamquant.quantization").joinpath("plans", f"{name}.toml").read_text()
     else:
         raise OptionError(unknown("plan", name, plan_names()) + "; or give a .toml file")
     try:
         fields = {"name": Path(name).stem, **tomllib.loads(text), **changes}
-        return Plan(**fields)
     except tomllib.TOMLDecodeError as error:
         raise OptionError(f"the plan {name} is not TOML: {error}") from None
+    return _plan(name, fields)
+
+
+def change_plan(plan: Plan, /, **changes: object) -> Plan:
+    """A plan with some fields changed; `OptionError` names what is not known."""
+    return _plan(plan.name, plan.model_dump() | changes)
+
+
+def _plan(name: str, fields: dict[str, Any]) -> Plan:
+    try:
+        return Plan(**fields)
     except ValidationError as error:
         raise OptionError(validation_message(f"plan {name}", error, Plan.model_fields)) from None
 
@@ -108,4 +120,6 @@ def validation_message(what: str, error: ValidationError, known: Any) -> str:
     field = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return f"{what}: " + unknown("option", field, known)
+    if first["type"] == "missing":
+        return f"{what}: {field} is missing"
     return f"{what}: {field} is {first['input']!r}: {first['msg']}"

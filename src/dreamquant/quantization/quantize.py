@@ -14,10 +14,11 @@ from dreamquant.methods import find_method
 from dreamquant.network.graph import Network, tensor_of
 from dreamquant.network.operators import CONVOLUTIONS, WEIGHTED, is_call, output_channel_axis
 from dreamquant.quantization.grid import FakeQuantize, Grid, grid_of_range
-from dreamquant.quantization.plan import Plan, load_plan, parse_bits
+from dreamquant.quantization.plan import Plan, change_plan, load_plan, parse_bits
+from dreamquant.quantization.sites import is_score
 from dreamquant.quantization.student import Student, prepare, quantizer_nodes
 from dreamquant.quantization.through import following_function, narrow
-from dreamquant.quantization.walk import Chunks, quantizer_of, walk
+from dreamquant.quantization.walk import Chunks, keep_float, quantizer_of, walk
 from dreamquant.samples import Samples
 from dreamquant.transform.fold_batchnorm import set_tensor
 
@@ -31,8 +32,7 @@ def quantize(network: Network, samples: Samples, *, bits: str = "W8A8", plan: st
     `changes` replace fields of the plan, e.g. `weight_ranges="mse"`. Raises `OptionError` for names, bits and options that are
     not known, `DataError` for samples that do not fit the network.
     """
-    if isinstance(plan, str):
-        plan = load_plan(plan, **changes)
+    plan = load_plan(plan, **changes) if isinstance(plan, str) else change_plan(plan, **changes)
     width = parse_bits(bits)
     if tuple(samples.images.shape[1:]) != network.input_shape or not len(samples):
         raise DataError(f"samples are {tuple(samples.images.shape)}; the network takes (N, {', '.join(map(str, network.input_shape))})")
@@ -45,7 +45,10 @@ def quantize(network: Network, samples: Samples, *, bits: str = "W8A8", plan: st
     def find(name: str, values: Chunks) -> Grid:
         flat = torch.cat([value.flatten(1) for value in values]).unsqueeze(0)
         form = {"bits": widths[name], "symmetric": plan.activation_symmetric}
-        low, high = activation_ranges.function(flat, **form, **activation_options)
+        if plan.keep_scores and is_score(roots[name]):
+            low, high = flat.flatten(1).aminmax(dim=1)
+        else:
+            low, high = activation_ranges.function(flat, **form, **activation_options)
         function = functions[name]
         if function is not None:
             low, high = narrow(flat.flatten(1), low, high, function, **form)
@@ -150,10 +153,13 @@ def _biases(student: Student, images: Tensor, *, chunk: int) -> None:
         if not isinstance(bias, fx.Node):
             return
         stored = bias.all_input_nodes[0] if bias.op == "call_module" else bias
+        if len(stored.users) > 1:
+            return  # shared by layers with errors of their own
         channel = quantized[0].dim() - 1 if node.target is torch.ops.aten.linear.default else 1
         axes = [axis for axis in range(quantized[0].dim()) if axis != channel]
         count = sum(len(value) for value in quantized)
         error = sum(((q - e).mean(axes) * (len(q) / count) for q, e in zip(quantized, exact, strict=True)), torch.zeros(()))
+        keep_float(graph, stored)
         set_tensor(graph, stored, tensor_of(graph, stored) - error)
         shape = [1] * quantized[0].dim()
         shape[channel] = -1
@@ -182,10 +188,10 @@ def _integer_bias_grids(student: Student) -> None:
         assert weight_quantizer.grid is not None
         grid, bias = weight_quantizer.grid, tensor_of(graph, node.all_input_nodes[0])
         least = bias.abs() / (input_grid.scale * LARGEST_BIAS)
-        least = least.max().reshape(1) if grid.axis is None else least
-        scale = torch.maximum(grid.scale, least)
+        groups = bias.numel() // grid.scale.numel()  # of a transposed convolution; with one scale for all, all channels
+        scale = torch.maximum(grid.scale, least.view(groups, -1).amax(0))
         weight_quantizer.grid = Grid(scale, grid.zero_point, grid.qmin, grid.qmax, grid.axis)
-        bias_scale = (input_grid.scale * scale).expand(bias.shape).contiguous()
+        bias_scale = (input_grid.scale * scale).repeat(groups)
         quantizer_of(graph, node).grid = Grid(
             bias_scale, torch.zeros_like(bias_scale), -(2**31), 2**31 - 1, 0
         )

@@ -69,6 +69,19 @@ def weighted_nodes(graph: fx.Graph) -> list[fx.Node]:
     ]
 
 
+def is_score(node: fx.Node) -> bool:
+    """Whether a tensor reaches the outputs through no further layer: class scores are such, and clipping them costs certainty."""
+    waiting, seen = list(node.users), set()
+    while waiting:
+        user = waiting.pop()
+        if is_call(user, COMPUTE):
+            return False
+        if user not in seen:
+            seen.add(user)
+            waiting.extend(user.users)
+    return True
+
+
 def _activation_outputs(nodes: list[fx.Node], plan: Plan) -> set[fx.Node]:  # noqa: ARG001
     """The outputs of activation functions: the protocol of ZeroQ and its family (papers.md 0.4)."""
     return {node for node in nodes if is_call(node, ACTIVATION_FUNCTIONS)}

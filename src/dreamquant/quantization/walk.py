@@ -11,6 +11,8 @@ from torch import Tensor, fx
 from dreamquant.network.graph import tensor_of
 from dreamquant.quantization.grid import FakeQuantize
 
+KEPT = "float"  # in the meta of a `get_attr`: the buffer that holds what the float network has there
+
 Chunks = list[Tensor]  # a tensor's values on all samples, in pieces
 Before = Callable[[fx.Node, Chunks, Chunks], None]
 After = Callable[[fx.Node, Chunks, Chunks], None]
@@ -69,15 +71,31 @@ def _both(
     count: int,
 ) -> tuple[list[Any], list[Any]]:
     inputs = [argument for argument in node.all_input_nodes if argument in quantized]
-    weights_quantized = any(argument.op == "call_module" and argument in stored for argument in node.all_input_nodes)
-    same = not weights_quantized and all(
+    constants = [argument for argument in node.all_input_nodes if argument in stored]
+    same = not any(argument.op == "call_module" or KEPT in argument.meta for argument in constants) and all(
         first is second for argument in inputs for first, second in zip(quantized[argument], exact[argument], strict=True)
     )
     first = [_compute(graph, node, {**stored, **{n: quantized[n][i] for n in inputs}}) for i in range(count)]
     if same:
         return first, list(first)
-    plain = {**stored, **{n: stored[n.all_input_nodes[0]] for n in node.all_input_nodes if n.op == "call_module" and n in stored}}
+    plain = {**stored, **{argument: _float(graph, argument, stored) for argument in constants}}
     return first, [_compute(graph, node, {**plain, **{n: exact[n][i] for n in inputs}}) for i in range(count)]
+
+
+def _float(graph: fx.GraphModule, node: fx.Node, stored: dict[fx.Node, Any]) -> Any:
+    """A stored value as the float network has it."""
+    node = node.all_input_nodes[0] if node.op == "call_module" else node
+    return graph.get_buffer(node.meta[KEPT]) if KEPT in node.meta else stored[node]
+
+
+def keep_float(graph: fx.GraphModule, node: fx.Node) -> None:
+    """Remember what a `get_attr` node reads, before the student's value of it is changed, as the float network's."""
+    if KEPT not in node.meta:
+        name = f"{node.target}_float"
+        while hasattr(graph, name):
+            name += "_"
+        graph.register_buffer(name, tensor_of(graph, node))
+        node.meta[KEPT] = name
 
 
 def _compute(graph: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> Any:

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from dreamquant.errors import OptionError
+import torch
+
+from dreamquant.errors import DreamQuantError, OptionError
 from dreamquant.methods import Method, find_method, method_names
 from dreamquant.network.graph import Network
 from dreamquant.network.statistics import batch_norms
 from dreamquant.synthesis._loop import Callback
 from dreamquant.samples import Samples
+
+SEEDS = range(-(2**63), 2**63)  # what a torch generator takes
 
 __all__ = ["Samples", "needs_batchnorm", "synthesize"]
 
@@ -24,12 +28,14 @@ def synthesize(
 ) -> Samples:
     """`count` images by a method's name; `options` are the method's own.
 
-    Raises `OptionError` for an unknown method or option, for a count below 1, and for a method that needs BatchNorm statistics
-    where the network has none.
+    Raises `OptionError` for an unknown method or option, for a count below 1, for a seed that no generator takes, and for a method
+    that needs BatchNorm statistics where the network has none; `DreamQuantError` when the images are not finite.
     """
     found = find_method("synthesis", method)
     if count < 1:
         raise OptionError(f"count is {count}; at least one image is needed")
+    if seed not in SEEDS:
+        raise OptionError(f"seed is {seed}; it must be from {SEEDS[0]} to {SEEDS[-1]}")
     if needs_batchnorm(found) and not batch_norms(network):
         free = [name for name in method_names("synthesis") if not needs_batchnorm(find_method("synthesis", name))]
         raise OptionError(
@@ -38,6 +44,8 @@ def synthesize(
         )
     options = found.check_options(options)
     samples: Samples = found.function(network, count, seed=seed, callback=callback, **options)
+    if not torch.isfinite(samples.images).all():
+        raise DreamQuantError(f"the images of synthesis method {method!r} are not finite; it was run with {options or 'its defaults'}")
     return samples
 
 

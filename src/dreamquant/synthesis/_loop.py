@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
-from dreamquant.errors import DreamQuantError
+from dreamquant.errors import DreamQuantError, OptionError
 from dreamquant.network.graph import Network
 from dreamquant.network.statistics import BatchNormStatistics, moments
 
@@ -29,8 +30,12 @@ def optimize(
     """Adam on `loss` with the learning rate divided by ten whenever `patience` steps brought no new best (ZeroQ's schedule).
 
     Returns the loss of each step. With `tolerance` > 0 it stops early, once `2 * patience` steps have improved the best loss by
-    less than that fraction. Raises `DreamQuantError` when the loss is no longer finite.
+    less than that fraction. Raises `OptionError` for impossible numbers, `DreamQuantError` when the loss is no longer finite.
     """
+    if steps < 1:
+        raise OptionError(f"steps is {steps}; at least one step is needed")
+    if not 0 < learning_rate < math.inf:
+        raise OptionError(f"learning_rate is {learning_rate}; it must be above 0 and finite")
     optimizer = torch.optim.Adam(list(parameters), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=patience, min_lr=smallest_rate)
     losses: list[float] = []

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from dreamquant.errors import OptionError
 from dreamquant.network.graph import Network
 from dreamquant.synthesis._loop import Callback
 from dreamquant.samples import Samples
@@ -27,6 +28,8 @@ def fractal(
     more. Images differ in brightness and contrast, have the mean and deviation of the input space as a set, and keep to its
     range where the network's normalisation is known.
     """
+    if leaves < 1:
+        raise OptionError(f"leaves is {leaves}; at least one leaf is needed")
     generator = torch.Generator().manual_seed(seed)
     channels, height, width = network.input_shape
     mean, std = network.input_statistics
@@ -34,8 +37,8 @@ def fractal(
     for index in range(count):
         image = _dead_leaves(channels, height, width, leaves, chroma, generator)
         image += texture * _one_over_f(channels, height, width, generator) * torch.rand((), generator=generator)
-        contrast = 0.5 + torch.rand((), generator=generator)
-        images[index] = image * contrast + 0.5 * torch.randn((), generator=generator)
+        contrast = 0.75 + 0.5 * torch.rand((), generator=generator)
+        images[index] = image * contrast + 0.25 * torch.randn((), generator=generator)
         if callback is not None:
             callback(index + 1, count, 0.0)
     centre, spread = images.mean((0, 2, 3), keepdim=True)[0], images.std((0, 2, 3), keepdim=True)[0]

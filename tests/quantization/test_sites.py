@@ -1,0 +1,185 @@
+"""Which tensors each plan quantizes, which of them share a grid, and on how many bits."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from dreamquant.network.capture import capture
+from dreamquant.network.graph import Network
+from dreamquant.network.operators import data_nodes
+from dreamquant.quantization.plan import load_plan, parse_bits
+from dreamquant.quantization.sites import Site, activation_sites, weighted_nodes
+from dreamquant.quantization.student import prepare
+from dreamquant.transform.fold_batchnorm import fold_batchnorm
+
+
+def titles(graph: fx.Graph) -> dict[fx.Node, str]:
+    """Data nodes by their operation and how many of its kind came before: conv2d#0, relu#0, conv2d#1, ..."""
+    seen: Counter[str] = Counter()
+    found = {}
+    for node in data_nodes(graph):
+        kind = "image" if node.op == "placeholder" else node.target.__name__.split(".")[0]  # type: ignore[union-attr]
+        found[node] = f"{kind}#{seen[kind]}"
+        seen[kind] += 1
+    return found
+
+
+def sites(network: Network, plan: str, bits: str = "W4A5", **changes: object) -> tuple[list[Site], dict[fx.Node, str]]:
+    chosen = load_plan(plan, **changes)
+    graph = (fold_batchnorm(network) if chosen.fold_batchnorm else network).graph.graph
+    return activation_sites(graph, chosen, parse_bits(bits)), titles(graph)
+
+
+def groups(network: Network, plan: str, **changes: object) -> set[frozenset[str]]:
+    found, names = sites(network, plan, **changes)
+    members: dict[fx.Node, set[str]] = {}
+    for site in found:
+        members.setdefault(site.root, set()).add(names[site.node])
+    return {frozenset(group) for group in members.values()}
+
+
+def widths(network: Network, plan: str, bits: str, **changes: object) -> dict[str, int]:
+    found, names = sites(network, plan, bits, **changes)
+    return {names[site.node]: site.bits for site in found}
+
+
+def sets(*lines: str) -> set[frozenset[str]]:
+    return {frozenset(line.split()) for line in lines}
+
+
+def test_deploy_quantizes_whatever_an_integer_runtime_computes(residual: Network) -> None:
+    assert groups(residual, "deploy") == sets(
+        "image#0",
+        "relu#0 max_pool2d#0",  # pooling keeps values
+        "relu#1",  # merged into the convolution before it
+        "conv2d#2",  # one side of the residual add
+        "relu#2",  # merged into the add
+        "conv2d#3",  # LeakyReLU is not merged
+        "leaky_relu#0 relu#3 cat#0",  # a concatenation has one scale
+        "mean#0",
+        "relu#4",
+        "conv2d#6",
+        "sigmoid#0",
+        "mul#0",
+        "hardtanh#0",
+        "adaptive_avg_pool2d#0 reshape#0",
+    )
+
+
+def test_deploy_can_leave_what_its_activation_function_follows_in_float(residual: Network) -> None:
+    apart = groups(residual, "deploy") - groups(residual, "deploy", merge_activations=True)
+
+    assert apart == sets("conv2d#3", "conv2d#6")
+
+
+def test_zeroq_quantizes_the_outputs_of_activation_functions(residual: Network) -> None:
+    assert groups(residual, "zeroq") == sets(
+        "relu#0", "relu#1", "relu#2", "leaky_relu#0", "relu#3", "relu#4", "sigmoid#0", "hardtanh#0"
+    )
+
+
+def test_brecq_quantizes_inputs_of_layers_and_residual_identities(residual: Network) -> None:
+    assert groups(residual, "brecq") == sets("max_pool2d#0", "relu#1", "relu#2", "mean#0", "relu#4", "mul#0", "reshape#0")
+
+
+def test_brecq_quantizes_an_identity_that_no_layer_reads(images: Callable[..., Tensor]) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.last = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.first(x))
+            y: Tensor = self.last(F.gelu(x) + self.second(torch.sigmoid(x)))
+            return y
+
+    assert groups(capture(Net(), (3, 5, 7)), "brecq") == sets("gelu#0", "sigmoid#0", "add#0")
+
+
+@pytest.mark.parametrize(
+    ("plan", "eight"),
+    [
+        ("deploy", {"image#0", "adaptive_avg_pool2d#0", "reshape#0"}),
+        ("brecq", {"max_pool2d#0", "reshape#0"}),
+        ("zeroq", set()),
+    ],
+)
+def test_exceptions_have_eight_bits(residual: Network, plan: str, eight: set[str]) -> None:
+    found = widths(residual, plan, "W4A5")
+
+    assert {name for name, bits in found.items() if bits == 8} == eight
+    assert set(found.values()) - {8} == {5}
+
+
+def test_a_shared_grid_has_the_most_bits_that_a_member_needs(residual: Network) -> None:
+    found = widths(residual, "deploy", "W4A3", second_input_bits=7)
+
+    assert found["relu#0"] == found["max_pool2d#0"] == 7
+    assert found["relu#1"] == 3
+
+
+@pytest.mark.parametrize(("plan", "ends"), [("deploy", 8), ("brecq", 8), ("zeroq", 4)])
+def test_first_and_last_weights(residual: Network, plan: str, ends: int) -> None:
+    student, bits, _ = prepare(residual, load_plan(plan), parse_bits("W4A5"))
+    layers = weighted_nodes(residual.graph.graph)
+    weights = [bits[f"{layer.args[1].target}_grid"] for layer in layers]  # type: ignore[union-attr]
+
+    assert len(weights) == 9
+    assert weights == [ends, *[4] * 7, ends]
+    assert student.float_layers() == []
+
+
+def test_bits_that_are_asked_for_hold_for_the_rest(residual: Network) -> None:
+    _, bits, _ = prepare(residual, load_plan("zeroq", first_weight_bits=6, last_weight_bits=7), parse_bits("W3A4"))
+    layers = weighted_nodes(residual.graph.graph)
+
+    assert [bits[f"{layer.args[1].target}_grid"] for layer in layers] == [6, *[3] * 7, 7]  # type: ignore[union-attr]
+
+
+def test_products_of_activations_are_quantized_on_both_sides() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.mix = nn.Conv2d(3, 12, 3, stride=3), nn.Linear(4, 12)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.embed(x).flatten(2).transpose(1, 2).split(4, -1)
+            y: Tensor = self.mix(torch.softmax(q @ k.transpose(1, 2), -1) @ v)
+            return y
+
+    network = capture(Attention(), (3, 9, 6))
+    found, names = sites(network, "deploy")
+    chosen = {site.node for site in found}
+    products = [node for node in names if names[node].startswith("matmul")]
+
+    assert len(products) == 2  # behind a split into three
+    assert [layer.name for layer in weighted_nodes(network.graph.graph)] == ["conv2d", "linear"]
+    assert all(source in chosen for product in products for source in product.all_input_nodes)
+
+
+def test_the_output_of_the_last_layer_stays_float(residual: Network) -> None:
+    for plan in ("deploy", "zeroq", "brecq"):
+        found, names = sites(residual, plan)
+        assert "linear#0" not in {names[site.node] for site in found}
+
+
+def test_a_silu_counts_as_one_function_to_leave_a_convolution_to() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            y: Tensor = self.second(x * torch.sigmoid(x))
+            return y
+
+    network = capture(Net(), (3, 5, 5))
+    assert frozenset({"conv2d#0"}) in groups(network, "deploy")
+    assert frozenset({"conv2d#0"}) not in groups(network, "deploy", merge_activations=True)

@@ -1,0 +1,252 @@
+"""Every command on the digits network, as a user calls it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+import dreamquant
+from dreamquant.methods import method_names
+from dreamquant.quantization.plan import plan_names
+from dreamquant.recipe import load_recipe, recipe_names
+
+FOLDED = "digits_bnfolded.onnx"
+FEW = ("--set", "synthesis.count=8", "--set", "synthesis.held_out=8")
+FAST = (*FEW, "--set", "synthesis.steps=2")
+Command = Callable[..., Any]
+
+
+def works(command: Command, *arguments: object) -> str:
+    """The command's output; it must end well and leave nothing on the error stream."""
+    finished = command(*arguments)
+    assert finished.err == ""
+    assert finished.status == 0
+    return str(finished.out)
+
+
+def quantized_tensors(path: Path) -> list[str]:
+    return [node.output[0] for node in onnx.load(path).graph.node if node.op_type == "QuantizeLinear"]
+
+
+@pytest.mark.parametrize(("model", "options"), [("digits.pt2", FAST), (FOLDED, FEW)])
+def test_quantize(model: str, options: tuple[str, ...], command: Command, digits: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.onnx"
+    shown = works(command, "quantize", digits / model, "-o", output, *options)
+    onnx.checker.check_model(output, full_check=True)
+    assert quantized_tensors(output)
+    assert list(tmp_path.iterdir()) == [output]
+    for word in ("file", "proof", "agreement", "weakest layers", "size", "latency", "dreamt by", "W8A8", "8 images"):
+        assert word in shown
+    assert str(output) in "".join(line.strip() for line in shown.splitlines())  # long names are folded, never cut
+
+
+def test_quantize_json(command: Command, digits: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.onnx"
+    found = json.loads(works(command, "quantize", digits / FOLDED, "-o", output, *FEW, "--bits", "W4A4", "--json"))
+    assert found["file"] == str(output)
+    assert found["bytes"] == output.stat().st_size
+    assert found["size_ratio"] == found["bytes"] / (digits / FOLDED).stat().st_size
+    assert found["verification"]["samples"] == 8
+    assert found["recipe"]["quantization"]["bits"] == "W4A4"
+    assert found["seed"] == 0
+    assert set(found["versions"]) >= {"dreamquant", "torch", "onnxruntime"}
+    assert all(seconds >= 0 for seconds in found["seconds"].values())
+
+
+def test_quantize_quiet_still_tells_the_result(command: Command, digits: Path, tmp_path: Path) -> None:
+    assert "proof" in works(command, "quantize", digits / FOLDED, "-o", tmp_path / "out.onnx", *FEW, "--quiet")
+
+
+def test_settings_reach_the_run(command: Command, digits: Path, tmp_path: Path) -> None:
+    settings = (
+        "synthesis.method=noise",
+        "synthesis.count=3",
+        "synthesis.held_out=5",
+        "quantization.activation_ranges=percentile",
+        "quantization.activation_options.percent=99",
+    )
+    arguments = [part for setting in settings for part in ("--set", setting)]
+    output = tmp_path / "out.onnx"
+    found = json.loads(
+        works(command, "quantize", digits / FOLDED, "-o", output, *arguments, "--plan", "brecq", "--json")
+    )
+    assert found["recipe"]["synthesis"] == {"method": "noise", "count": 3, "held_out": 5}
+    assert found["recipe"]["quantization"] == {
+        "plan": "brecq",
+        "bits": "W8A8",
+        "activation_ranges": "percentile",
+        "activation_options": {"percent": 99},
+    }
+    assert found["verification"]["samples"] == 3
+    assert found["agreement"]["samples"] == 5
+
+
+def test_the_file_tells_how_it_was_made(command: Command, digits: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.onnx"
+    works(command, "quantize", digits / FOLDED, "-o", output, *FEW, "--seed", "7")
+    properties = {entry.key: entry.value for entry in onnx.load(output).metadata_props}
+    made = json.loads(properties["dreamquant.run"])
+    assert made["seed"] == 7
+    assert made["recipe"]["synthesis"]["method"] == "fractal"
+    assert properties["dreamquant.bits"] == "W8A8"
+    assert properties["dreamquant.mean"] == "0.3054"
+
+
+def test_budget(command: Command, digits: Path, tmp_path: Path) -> None:
+    arguments = ("quantize", digits / "digits.pt2", "-o", tmp_path / "out.onnx", *FEW, "--budget", "quick", "--json")
+    synthesis = json.loads(works(command, *arguments))["recipe"]["synthesis"]
+    assert synthesis["count"] == 8  # the user's word is the last
+    assert synthesis["steps"] == load_recipe("default").budget["quick"]["synthesis"]["steps"]
+
+
+def test_recipe_file(command: Command, digits: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('summary = "mine"\n[synthesis]\nmethod = "noise"\ncount = 4\nheld_out = 4\n')
+    output = tmp_path / "out.onnx"
+    found = json.loads(works(command, "quantize", digits / FOLDED, "-o", output, "--recipe", recipe, "--json"))
+    assert found["recipe"]["name"] == "mine"
+    assert found["recipe"]["synthesis"]["method"] == "noise"
+
+
+def test_same_seed_same_file(command: Command, digits: Path, tmp_path: Path) -> None:
+    files = []
+    for number, seed in enumerate((3, 3, 4)):
+        output = tmp_path / f"{number}.onnx"
+        works(command, "quantize", digits / FOLDED, "-o", output, *FEW, "--seed", seed)
+        files.append(output.read_bytes())
+    assert files[0] == files[1]
+    assert files[0] != files[2]
+
+
+def test_run_dir_goes_on(command: Command, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_dir, output = tmp_path / "a" / "run", tmp_path / "out.onnx"
+    arguments = ("quantize", digits / FOLDED, "-o", output, *FEW, "--run-dir", run_dir)
+    works(command, *arguments)
+    assert {path.name for path in run_dir.iterdir()} == {
+        "calibration.safetensors",
+        "held-out.safetensors",
+        "result.json",
+    }
+    assert json.loads((run_dir / "result.json").read_text())["file"] == str(output)
+    first = output.read_bytes()
+
+    asked = []
+    real = dreamquant.synthesize
+
+    def counted(*given: Any, **options: Any) -> Any:
+        asked.append(options["seed"])
+        return real(*given, **options)
+
+    monkeypatch.setattr(sys.modules["dreamquant.run"], "synthesize", counted)
+    works(command, *arguments)
+    assert asked == []
+    assert output.read_bytes() == first
+    works(command, *arguments, "--seed", "5")  # other samples than those that lie there
+    assert asked == [5, 6]
+    (run_dir / "held-out.safetensors").write_bytes(b"cut short")
+    works(command, *arguments, "--seed", "5")
+    assert asked == [5, 6, 6]
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".png"])
+def test_synthesize(suffix: str, command: Command, digits: Path, tmp_path: Path) -> None:
+    output = tmp_path / f"dreams{suffix}"
+    options = ("--method", "fractal", "-n", "6", "--set", "leaves=20", "--quiet")
+    finished = command("synthesize", digits / FOLDED, "-o", output, *options)
+    assert finished.status == 0
+    assert "6 images by fractal" in finished.err
+    if suffix == ".png":
+        with Image.open(output) as sheet:
+            assert sheet.size == (8 * 18, 18)
+        return
+    images = load_file(output)["images"] if suffix == ".safetensors" else np.load(output)["images"]
+    assert images.shape == (6, 1, 16, 16)
+    assert images.dtype == np.float32
+
+
+def test_synthesize_labels(command: Command, digits: Path, tmp_path: Path) -> None:
+    output = tmp_path / "dreams.npz"
+    command("synthesize", digits / "digits.pt2", "-o", output, "--method", "rsd", "-n", "10", "--set", "steps=1")
+    assert sorted(np.load(output)["labels"]) == list(range(10))
+
+
+@pytest.mark.parametrize("model", ["digits.pt2", FOLDED, "network"])
+def test_evaluate(model: str, command: Command, digits: Path) -> None:
+    data = digits / "digits_test.npz"
+    named: list[object] = [digits / model]
+    options: list[object] = []
+    if model == "network":
+        named = [f"{digits.parent / 'digits_network.py'}:network"]
+        options = ["--input-shape", "1,16,16", "--mean", "0.3054", "--std", "0.3187"]
+    found = json.loads(works(command, "evaluate", *named, data, *options, "--json"))
+    assert found["images"] == 597
+    assert found["top1"] == 100.0
+    if model == FOLDED:
+        assert "top-1 100.00 %" in works(command, "evaluate", *named, data)
+
+
+def test_evaluate_what_was_quantized(command: Command, digits: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.onnx"
+    works(command, "quantize", digits / FOLDED, "-o", output, "--set", "synthesis.count=32", "--json")
+    found = json.loads(works(command, "evaluate", output, digits / "digits_test.npz", "--json", "--batch", "100"))
+    assert found["top1"] > 95
+
+
+def test_inspect(command: Command, digits: Path) -> None:
+    found = json.loads(works(command, "inspect", digits / "digits.pt2", "--json"))
+    assert found["input_shape"] == [1, 16, 16]
+    assert found["batch"] is None
+    assert len(found["layers"]) == 10
+    assert len(found["batch_norms"]) == 9
+    assert found["segments"]
+    assert set(found["synthesis"]) == set(method_names("synthesis"))
+    assert all(found["synthesis"].values())
+    shown = works(command, "inspect", digits / FOLDED, "--plan", "brecq", "--bits", "W4A4")
+    assert "0 BatchNorms (folded, or never there)" in shown
+    assert "synthesis zeroq: needs BatchNorm statistics, and there are none" in shown
+
+
+def test_recipes_and_methods(command: Command) -> None:
+    found = json.loads(works(command, "recipes", "--json"))
+    assert [recipe["name"] for recipe in found] == recipe_names()
+    assert json.loads(works(command, "methods", "--json"))["synthesis"] == method_names("synthesis")
+    shown = works(command, "recipes")
+    assert all(name in shown for name in recipe_names())
+    shown = works(command, "methods")
+    assert all(name in shown for family in ("synthesis", "ranges") for name in method_names(family))
+
+
+@pytest.mark.parametrize("name", ["quantize", "synthesize", "evaluate", "inspect", "recipes", "methods"])
+def test_help(name: str, command: Command) -> None:
+    assert f"dreamquant {name}" in works(command, name, "--help")
+
+
+def test_help_names_every_plan(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    shown = works(command, "quantize", "--help")
+    assert all(name in shown for name in plan_names())
+
+
+def test_entry_points(digits: Path, tmp_path: Path) -> None:
+    """The real process: what it prints, its status, and nothing of the libraries' warnings."""
+    script = Path(sys.executable).with_name("dreamquant")
+    environment = {**os.environ, "PYTHONWARNINGS": "default"}
+    arguments = ["quantize", str(digits / "digits.pt2"), "-o", str(tmp_path / "out.onnx"), *FAST]
+    good = subprocess.run([script, *arguments], capture_output=True, text=True, env=environment, check=False)
+    assert (good.returncode, good.stderr) == (0, "")
+    assert "proof" in good.stdout
+    module = [sys.executable, "-m", "dreamquant", "quantize", "nothing.onnx", "-o", "out.onnx"]
+    bad = subprocess.run(module, capture_output=True, text=True, env=environment, check=False, cwd=tmp_path)
+    assert (bad.returncode, bad.stdout) == (2, "")
+    assert bad.stderr == "dreamquant: nothing.onnx: there is no such file\n"
