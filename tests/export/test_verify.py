@@ -1,0 +1,71 @@
+"""A file that does not do what was measured is found out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from dreamquant.errors import ModelError, VerificationError
+from dreamquant.export.qdq import to_onnx
+from dreamquant.export.verify import top1_agreement, verify
+from dreamquant.network.graph import Network
+from dreamquant.quantization.quantize import quantize
+from dreamquant.quantization.student import Student
+from dreamquant.samples import Samples
+
+
+@pytest.fixture(scope="module")
+def student(residual: Network, calibration: Samples) -> Student:
+    return quantize(residual, calibration, bits="W4A4")
+
+
+def written(student: Student, folder: Path, tampered: tuple[str, int] | None = None) -> Path:
+    """The student's file; the scale of the node (op_type, number) is one and a half times what it should be."""
+    proto = to_onnx(student)
+    if tampered is not None:
+        op_type, number = tampered
+        scale = [node for node in proto.graph.node if node.op_type == op_type][number].input[1]
+        (tensor,) = (tensor for tensor in proto.graph.initializer if tensor.name == scale)
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.5), scale))
+    path = folder / "model.onnx"
+    onnx.save(proto, path)
+    return path
+
+
+def test_a_true_file_passes_and_says_how_near_it_is(student: Student, calibration: Samples, tmp_path: Path) -> None:
+    found = verify(student, written(student, tmp_path), calibration.images)
+
+    assert found.samples == len(calibration)
+    assert found.top1_agreement == 100.0
+    assert found.mean_difference <= found.largest_difference < 1e-5
+    assert found.rounding_difference is None
+
+
+@pytest.mark.parametrize("tampered", [("DequantizeLinear", 0), ("DequantizeLinear", -1), ("QuantizeLinear", 0)])
+def test_a_tampered_file_fails(
+    student: Student, calibration: Samples, tmp_path: Path, tampered: tuple[str, int]
+) -> None:
+    path = written(student, tmp_path, tampered)
+    with pytest.raises(VerificationError, match="does not do what was measured.*where rounding explains") as caught:
+        verify(student, path, calibration.images)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_the_runtime_refuses_fails(student: Student, calibration: Samples, tmp_path: Path) -> None:
+    path = written(student, tmp_path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ModelError, match=r"cannot load .*model\.onnx"):
+        verify(student, path, calibration.images)
+
+
+def test_top1_agreement_counts_images() -> None:
+    one = torch.tensor([[1.0, 2.0], [3.0, 1.0], [0.0, 1.0], [5.0, 4.0]])
+    other = torch.tensor([[1.0, 9.0], [0.0, 1.0], [0.0, 0.1], [5.0, 4.9]])
+
+    assert top1_agreement(one, other) == 75.0
+    assert top1_agreement(one, one) == 100.0
