@@ -2,7 +2,7 @@
 
     python benchmarks/cifar_zeroq.py DATA [--seeds 3] [--steps 500] [--count 64]
 
-DATA holds cifar10/resnet20.pt2 and cifar10/cifar10_test.npz. Top-1 is that of the exported file in ONNX Runtime on all test images.
+DATA holds cifar10/resnet20.pt2 and cifar10/cifar10_test.npz. Top-1 is that of the exported file in ONNX Runtime.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""W8A8 for an integer runtime with no data, on every model of the data folder: accuracy, size, latency, and what really runs in int8.
+"""W8A8 for an integer runtime with no data, on the models of the data folder: accuracy, size, latency, what runs in int8.
 
     python benchmarks/deploy.py DATA [--recipe default] [--seed 0] [--only NAME ...] [--set stage.option=value ...]
 
@@ -79,7 +79,9 @@ def measure(data: Path, name: str, given: argparse.Namespace) -> dict[str, Any]:
         labels = (data / f"{images}_labels.csv") if column else None
         labelled = load_labelled(data / (f"{images}.zip" if column else images), labels=labels, label_column=column or "label")
         for key, path in (("float_top1", reference), ("top1", output)):
-            found = evaluate(onnx_runner(path, threads=1), labelled, input_shape=network.input_shape, mean=MEAN, std=STD, batch=50)
+            found = evaluate(
+                onnx_runner(path, threads=1), labelled, input_shape=network.input_shape, mean=MEAN, std=STD, batch=50
+            )
             row[key] = found.top1
         return row | {"images": len(labelled)}
 
@@ -92,7 +94,18 @@ def integer_operators(path: Path) -> dict[str, int]:
         options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
         onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         counts = Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
-    wanted = ("QLinearConv", "Conv", "FusedConv", "QGemm", "Gemm", "QLinearMatMul", "MatMul", "QLinearAdd", "Add", "QLinearLeakyRelu")
+    wanted = (
+        "QLinearConv",
+        "Conv",
+        "FusedConv",
+        "QGemm",
+        "Gemm",
+        "QLinearMatMul",
+        "MatMul",
+        "QLinearAdd",
+        "Add",
+        "QLinearLeakyRelu",
+    )
     return {name: counts[name] for name in wanted if counts[name]}
 
 
@@ -112,7 +125,11 @@ def compare_detector(reference: Path, output: Path, data: Path) -> dict[str, Any
         batch = np.ascontiguousarray(canvas.transpose(2, 0, 1)[None])
         expected, actual = (torch.from_numpy(runner(batch)) for runner in runners)
         errors.append((torch.linalg.vector_norm(actual - expected) / torch.linalg.vector_norm(expected)).item())
-    return {"worst_relative_error": max(errors), "mean_relative_error": sum(errors) / len(errors), "images": len(errors)}
+    return {
+        "worst_relative_error": max(errors),
+        "mean_relative_error": sum(errors) / len(errors),
+        "images": len(errors),
+    }
 
 
 if __name__ == "__main__":

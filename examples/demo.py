@@ -76,9 +76,7 @@ def main() -> None:
     console.print(f"the files lie in {folder}; {time.perf_counter() - began:.0f} s in all", highlight=False)
 
 
-def quantize(
-    name: str, bits: str, float_top1: float, network: dreamquant.Network, data: LabelledImages, folder: Path
-) -> Row:
+def quantize(name: str, bits: str, float_top1: float, network: dreamquant.Network, data: LabelledImages, folder: Path) -> Row:
     """Two files, by the default recipe and from noise, and their accuracy."""
     stem = f"{Path(name).stem}.{bits.lower()}"
     result = dreamquant.run(DIGITS / name, folder / f"{stem}.onnx", bits=bits, seed=SEED)
@@ -131,9 +129,7 @@ def picture(result: dreamquant.Result, network: dreamquant.Network, data: Labell
     """The images that calibrated the network, and as many real ones, side by side."""
     samples = result.samples
     real, _ = next(data.batches(len(samples), input_shape=network.input_shape, mean=network.mean, std=network.std))
-    sheets = [
-        contact_sheet(shown, network) for shown in (samples, replace(samples, images=samples.images.new_tensor(real)))
-    ]
+    sheets = [contact_sheet(shown, network) for shown in (samples, replace(samples, images=samples.images.new_tensor(real)))]
     captions = (f"made without data ({samples.method})", "real test images, never shown")
     width, height = (ZOOM * side for side in sheets[0].size)
     sheet = Image.new("L", (2 * width + MARGIN, height + MARGIN), 255)

@@ -213,9 +213,7 @@ MODELS = {
 }
 
 OPTIONS = {
-    "unknown recipe": Case(
-        FOLDED, ("unknown recipe 'defualt'", "did you mean 'default'?", "zeroq"), ("--recipe", "defualt")
-    ),
+    "unknown recipe": Case(FOLDED, ("unknown recipe 'defualt'", "did you mean 'default'?", "zeroq"), ("--recipe", "defualt")),
     "missing recipe file": Case(FOLDED, ("nowhere.toml cannot be read: No such file",), ("--recipe", "nowhere.toml")),
     "broken recipe": Case(FOLDED, ("broken.toml", "not TOML"), ("--recipe", "{bad}/broken.toml")),
     "unknown key": Case(FOLDED, ("'synthesys'", "did you mean 'synthesis'?"), ("--recipe", "{bad}/unknown_key.toml")),
@@ -253,9 +251,7 @@ OPTIONS = {
     "text for a number": Case("digits.pt2", ("steps", "'many'", "whole number"), ("--set", "synthesis.steps=many")),
     "no setting": Case(FOLDED, ("'steps'", "stage.option=value"), ("--set", "steps")),
     "no stage": Case(FOLDED, ("'steps=3'", "stage.option=value"), ("--set", "steps=3")),
-    "text for a plan field": Case(
-        FOLDED, ("weight_symmetric", "'maybe'"), ("--set", "quantization.weight_symmetric=maybe")
-    ),
+    "text for a plan field": Case(FOLDED, ("weight_symmetric", "'maybe'"), ("--set", "quantization.weight_symmetric=maybe")),
     "table for an option": Case("digits.pt2", ("steps",), ("--set", "synthesis.steps.deep=3")),
     "too many bits": Case(FOLDED, ("'W9A4'", "2 to 8"), ("--bits", "W9A4")),
     "no bits": Case(FOLDED, ("'banana'", "W8A8"), ("--bits", "banana")),
@@ -364,9 +360,7 @@ GROUPS = {
     "inspect": INSPECT,
 }
 OUTPUT_OF = {"quantize": "out.onnx", "synthesize": "out.npz"}
-CASES = [
-    pytest.param(name, case, id=f"{name}: {what}") for name, cases in GROUPS.items() for what, case in cases.items()
-]
+CASES = [pytest.param(name, case, id=f"{name}: {what}") for name, cases in GROUPS.items() for what, case in cases.items()]
 
 
 @pytest.mark.parametrize(("name", "case"), CASES)
@@ -404,9 +398,7 @@ def test_full_disk(command: Callable[..., Any], bad: Path, place: Path, monkeypa
     before = contents(place)
     finished = command("quantize", bad / FOLDED, "-o", place / "out.onnx")
     assert finished.status == 2
-    assert finished.err.startswith(
-        f"dreamquant: cannot write {place / 'out.onnx'}: 0.1 MB are needed and 0.0 MB are free"
-    )
+    assert finished.err.startswith(f"dreamquant: cannot write {place / 'out.onnx'}: 0.1 MB are needed and 0.0 MB are free")
     assert contents(place) == before
 
 
@@ -428,16 +420,12 @@ def test_ctrl_c(
 
 
 def test_negative_seed(command: Callable[..., Any], digits: Path, tmp_path: Path) -> None:
-    finished = command(
-        "synthesize", digits / FOLDED, "-o", tmp_path / "out.npz", "--method", "noise", "-n", "2", "--seed", "-5"
-    )
+    finished = command("synthesize", digits / FOLDED, "-o", tmp_path / "out.npz", "--method", "noise", "-n", "2", "--seed", "-5")
     assert finished.status == 0
     assert np.isfinite(np.load(tmp_path / "out.npz")["images"]).all()
 
 
-@pytest.mark.parametrize(
-    "arguments", [["quantise"], ["quantize"], ["quantize", "a.onnx"], ["quantize", "a.onnx", "--seed", "x"]]
-)
+@pytest.mark.parametrize("arguments", [["quantise"], ["quantize"], ["quantize", "a.onnx"], ["quantize", "a.onnx", "--seed", "x"]])
 def test_usage_errors_are_short(arguments: list[str], command: Callable[..., Any]) -> None:
     finished = command(*arguments)
     assert finished.status == 2

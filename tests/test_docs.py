@@ -29,9 +29,7 @@ DOCUMENTS = ["README.md", "CONTRIBUTING.md", "docs/methods.md", "examples/digits
 def rows(heading: str) -> dict[str, list[str]]:
     """A table of docs/methods.md: the name in its first column -> the other cells."""
     section = METHODS.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
-    cells = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line.startswith("|")
-    ]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line.startswith("|")]
     return {first.strip("`"): rest for first, *rest in cells[2:]}
 
 

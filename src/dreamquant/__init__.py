@@ -20,4 +20,16 @@ from dreamquant.quantization.student import Student
 from dreamquant.run import Result, run
 from dreamquant.synthesis import Samples, synthesize
 
-__all__ = ["Artifact", "DreamQuantError", "Network", "Result", "Samples", "Student", "export", "load", "quantize", "run", "synthesize"]
+__all__ = [
+    "Artifact",
+    "DreamQuantError",
+    "Network",
+    "Result",
+    "Samples",
+    "Student",
+    "export",
+    "load",
+    "quantize",
+    "run",
+    "synthesize",
+]

@@ -30,9 +30,9 @@ from dreamquant.quantization.sites import activation_sites
 from dreamquant.recipe import load_recipe, recipe_names
 from dreamquant.run import Result, run
 from dreamquant.runtime import onnx_runner
+from dreamquant.storage import FORMATS, write_samples
 from dreamquant.synthesis import needs_batchnorm
 from dreamquant.transform.fold_batchnorm import fold_batchnorm
-from dreamquant.storage import FORMATS, write_samples
 
 FAILED, INTERRUPTED = 2, 130
 
@@ -150,7 +150,9 @@ def synthesize(
 @app.command()
 def evaluate(
     model: Model,
-    data: Annotated[Path, typer.Argument(help="a folder with one sub-folder a class, a folder or .zip with --labels, or an .npz")],
+    data: Annotated[
+        Path, typer.Argument(help="a folder with one sub-folder a class, a folder or .zip with --labels, or an .npz")
+    ],
     labels: Annotated[Path | None, typer.Option(help="csv with columns `file` and the label column")] = None,
     label_column: Annotated[str, typer.Option(help="the csv's column of class numbers")] = "label",
     input_shape: Shape = None,
@@ -207,21 +209,28 @@ def inspect(
     graph = network.graph.graph
     quantized = fold_batchnorm(network) if chosen.fold_batchnorm else network
     norms = batch_norms(network)
-    usable = {
-        name: bool(norms) or not needs_batchnorm(find_method("synthesis", name)) for name in method_names("synthesis")
-    }
+    usable = {name: bool(norms) or not needs_batchnorm(find_method("synthesis", name)) for name in method_names("synthesis")}
     found = {
         "model": network.source.text,
         "input_shape": network.input_shape,
         "batch": network.batch,
         "layers": [
-            {"name": node.name, "operator": str(node.target), "weight": node.args[1].meta["shape"], "output": node.meta["shape"][1:]}
+            {
+                "name": node.name,
+                "operator": str(node.target),
+                "weight": node.args[1].meta["shape"],
+                "output": node.meta["shape"][1:],
+            }
             for node in graph.nodes
             if is_call(node, WEIGHTED)
         ],
         "batch_norms": [{"name": norm.name, "channels": len(norm.mean)} for norm in norms],
         "segments": [
-            {"input": segment.input.name, "output": segment.output.name, "layers": [node.name for node in segment.layers]}
+            {
+                "input": segment.input.name,
+                "output": segment.output.name,
+                "layers": [node.name for node in segment.layers],
+            }
             for segment in segments(network)
         ],
         "sites": [
@@ -297,7 +306,13 @@ def _progress(hidden: bool) -> Iterator[Any]:
     if hidden or not console.is_terminal:
         yield lambda *_: None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
     with Progress(*columns, console=console, transient=True) as bars:
         tasks: dict[str, Any] = {}
 
@@ -330,7 +345,9 @@ def _print_result(result: Result) -> None:
     if assessment.float_layers:
         table.add_row("left in float", ", ".join(assessment.float_layers))
     table.add_row(
-        "size", f"{result.artifact.size / 1e6:.2f} MB, {result.artifact.size / assessment.float_size:.2f} of {assessment.float_size / 1e6:.2f} MB"
+        "size",
+        f"{result.artifact.size / 1e6:.2f} MB, {result.artifact.size / assessment.float_size:.2f} of"
+        f" {assessment.float_size / 1e6:.2f} MB",
     )
     latency = assessment.latency
     table.add_row(

@@ -23,7 +23,7 @@ class ModelError(DreamQuantError):
     """The network cannot be read, or is not one this package can work on."""
 
 
-class UnsupportedOperator(ModelError):
+class UnsupportedOperator(ModelError):  # noqa: N818 - the operator is what is wrong
     """An operator has no counterpart in the inner graph or in the output format."""
 
 

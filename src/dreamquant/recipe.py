@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable
-from importlib.resources import files
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from dreamquant import shelf
 from dreamquant.errors import OptionError, unknown
 from dreamquant.methods import convert, find_method
-from dreamquant.quantization.plan import Plan, load_plan, parse_bits, validation_message
+from dreamquant.quantization.plan import Plan, load_plan, parse_bits
 
 Budget = Literal["quick", "standard", "paper"]
 BUDGETS = ("quick", "standard", "paper")
+RECIPES = ("dreamquant", "recipes")
 
 
 class Stage(BaseModel):
@@ -69,28 +69,16 @@ class Recipe(BaseModel):
 
 def recipe_names() -> list[str]:
     """The names of the recipes that ship with the package."""
-    entries = files("dreamquant").joinpath("recipes").iterdir()
-    return sorted(entry.name.removesuffix(".toml") for entry in entries if entry.name.endswith(".toml"))
+    return shelf.names(*RECIPES)
 
 
 def load_recipe(name: str) -> Recipe:
     """A recipe by its name or from a TOML file; `OptionError` names what is not known."""
-    if name.endswith(".toml"):
-        try:
-            text = Path(name).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is no text"
-            raise OptionError(f"the recipe {name} cannot be read: {reason}") from None
-    elif name in recipe_names():
-        text = files("dreamquant").joinpath("recipes", f"{name}.toml").read_text()
-    else:
-        raise OptionError(unknown("recipe", name, recipe_names()) + "; or give a .toml file")
+    fields = shelf.read("recipe", name, *RECIPES)
     try:
-        return Recipe(**{"name": Path(name).stem, **tomllib.loads(text)})
-    except tomllib.TOMLDecodeError as error:
-        raise OptionError(f"the recipe {name} is not TOML: {error}") from None
+        return Recipe(**fields)
     except ValidationError as error:
-        raise OptionError(validation_message(f"recipe {name}", error, Recipe.model_fields)) from None
+        raise shelf.complaint(f"recipe {name}", error, Recipe.model_fields) from None
 
 
 def resolve(
@@ -114,7 +102,9 @@ def resolve(
         chosen = recipe.synthesis_without_batchnorm
     synthesis, quantization = chosen.model_dump(), recipe.quantization.model_dump()
     changed = {stage: dict(options) for stage, options in recipe.budget.get(budget, {}).items()}  # type: ignore[call-overload]
-    synthesis.update(changed.pop("synthesis", {}) if chosen is recipe.synthesis else changed.pop("synthesis_without_batchnorm", {}))
+    synthesis.update(
+        changed.pop("synthesis", {}) if chosen is recipe.synthesis else changed.pop("synthesis_without_batchnorm", {})
+    )
     quantization.update(changed.pop("quantization", {}))
     if bits is not None:
         quantization["bits"] = bits

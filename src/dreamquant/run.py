@@ -8,6 +8,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ import onnxruntime
 import torch
 from torch import nn
 
-import dreamquant
 from dreamquant.assess.assess import Assessment, assess
 from dreamquant.errors import OutputError
 from dreamquant.export.export import Artifact, check_format, export
@@ -26,8 +26,8 @@ from dreamquant.network.load import load
 from dreamquant.network.statistics import batch_norms
 from dreamquant.quantization.quantize import quantize
 from dreamquant.recipe import Recipe, load_recipe, resolve
-from dreamquant.synthesis import Samples, synthesize
 from dreamquant.storage import load_samples, save_samples
+from dreamquant.synthesis import Samples, synthesize
 
 Progress = Callable[[str, int, int, float], None]  # (stage, steps done, steps in all, loss)
 LARGEST_SHARE = 0.5  # of the float file's size that an output may take; checked against the disk before work begins
@@ -81,16 +81,14 @@ def run(
 ) -> Result:
     """Quantize `model` without data into the file `output`, prove the file, and say how far to trust it.
 
-    `settings` are `stage.option=value`. With `run_dir`, samples are kept there and a run with the same recipe and seed goes on from
-    them. Raises a `DreamQuantError` for whatever cannot be done; `output` is then as it was.
+    `settings` are `stage.option=value`. With `run_dir`, samples are kept there and a run with the same recipe and seed goes on
+    from them. Raises a `DreamQuantError` for whatever cannot be done; `output` is then as it was.
     """
     path = Path(output)
     _check_output(model, path)
     known = load_recipe(recipe)
     network = load(model, input_shape=input_shape, mean=mean, std=std)
-    chosen = resolve(
-        known, has_batchnorm=bool(batch_norms(network)), budget=budget, bits=bits, plan=plan, settings=settings
-    )
+    chosen = resolve(known, has_batchnorm=bool(batch_norms(network)), budget=budget, bits=bits, plan=plan, settings=settings)
     clock = _Clock()
     samples = _dream(network, chosen, chosen.synthesis.count, seed, run_dir, progress, "calibration")
     clock.lap("synthesis")
@@ -111,7 +109,7 @@ def run(
 def versions() -> dict[str, str]:
     """Versions of all that a result depends on."""
     return {
-        "dreamquant": dreamquant.__version__,
+        "dreamquant": version("dreamquant"),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "onnx": onnx.__version__,
@@ -128,11 +126,23 @@ def _check_output(model: str | os.PathLike[str] | nn.Module, output: Path) -> No
 
 
 def _dream(
-    network: Network, recipe: Recipe, count: int, seed: int, run_dir: str | os.PathLike[str] | None, progress: Progress | None, what: str
+    network: Network,
+    recipe: Recipe,
+    count: int,
+    seed: int,
+    run_dir: str | os.PathLike[str] | None,
+    progress: Progress | None,
+    what: str,
 ) -> Samples:
     """Samples by the recipe: those of an earlier run with the same settings, if it left any, else new ones."""
     stage = recipe.synthesis
-    made_by = {"method": stage.method, "count": count, "seed": seed, "options": stage.options, "network": fingerprint(network)}
+    made_by = {
+        "method": stage.method,
+        "count": count,
+        "seed": seed,
+        "options": stage.options,
+        "network": fingerprint(network),
+    }
     place = None if run_dir is None else Path(run_dir) / f"{what}.safetensors"
     if place is not None:
         _make_folder(place.parent)

@@ -37,9 +37,7 @@ class OnnxRunner:
             raise ModelError(f"{self.name} takes {given or 'no input'}, not one float32 batch of images (N, C, H, W)")
         self.input_name: str = inputs[0].name
         self.output_name: str = self.session.get_outputs()[0].name
-        batch, channels, height, width = (
-            size if isinstance(size, int) and size > 0 else None for size in inputs[0].shape
-        )
+        batch, channels, height, width = (size if isinstance(size, int) and size > 0 else None for size in inputs[0].shape)
         self.batch: int | None = batch
         self.input_shape: tuple[int | None, int | None, int | None] = (channels, height, width)
         self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)

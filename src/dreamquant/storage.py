@@ -35,7 +35,7 @@ def save_samples(samples: Samples, path: Path, made_by: Mapping[str, Any] | None
 def load_samples(path: Path, made_by: Mapping[str, Any]) -> Samples | None:
     """The samples in `path` if they were made with exactly these settings; None otherwise, or if the file is broken."""
     try:
-        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(path, framework="pt") as file:
             if (file.metadata() or {}).get("made_by") != json.dumps(dict(made_by), sort_keys=True):
                 return None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
@@ -50,7 +50,10 @@ def write_samples(samples: Samples, network: Network, path: Path) -> None:
     if path.suffix == ".safetensors":
         save_samples(samples, path)
     elif path.suffix == ".npz":
-        arrays = {"images": samples.images.numpy(), **({} if samples.labels is None else {"labels": samples.labels.numpy()})}
+        arrays = {
+            "images": samples.images.numpy(),
+            **({} if samples.labels is None else {"labels": samples.labels.numpy()}),
+        }
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
     elif path.suffix == ".png":
@@ -76,5 +79,7 @@ def contact_sheet(samples: Samples, network: Network, *, columns: int = 8) -> Im
     sheet = torch.full((-(-len(pixels) // columns) * (height + 2), columns * (width + 2), 3), 255, dtype=torch.uint8)
     for index, image in enumerate(pixels):
         row, column = divmod(index, columns)
-        sheet[row * (height + 2) : row * (height + 2) + height, column * (width + 2) : column * (width + 2) + width] = image.permute(1, 2, 0)
+        sheet[row * (height + 2) : row * (height + 2) + height, column * (width + 2) : column * (width + 2) + width] = (
+            image.permute(1, 2, 0)
+        )
     return Image.fromarray(sheet.numpy())

@@ -17,10 +17,10 @@ from PIL import Image
 from torch import nn
 
 from dreamquant.assess.evaluate import Evaluation, evaluate, torch_runner
-from dreamquant.runtime import onnx_runner
 from dreamquant.assess.labelled import LabelledImages, load_labelled
 from dreamquant.errors import DataError, ModelError, OptionError
 from dreamquant.network.graph import Network, Source
+from dreamquant.runtime import onnx_runner
 
 GREY = {"input_shape": (1, 1, 1), "mean": (0.0,), "std": (1.0,)}
 NATURAL = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -76,9 +76,7 @@ def test_the_batch_size_changes_nothing_but_the_callback(batch: int) -> None:
     scores, labels = rng.standard_normal((50, 10)), rng.integers(0, 10, 50)
     heard: list[tuple[int, int]] = []
     run = table(*scores.tolist())
-    result = evaluate(
-        run, numbered(labels.tolist()), batch=batch, callback=lambda *done_all: heard.append(done_all), **GREY
-    )
+    result = evaluate(run, numbered(labels.tolist()), batch=batch, callback=lambda *done_all: heard.append(done_all), **GREY)
     order = np.argsort(-scores, axis=1)
     assert result.top1 == 100 * np.mean(order[:, 0] == labels)
     assert result.top5 == 100 * np.mean((order[:, :5] == labels[:, None]).any(axis=1))

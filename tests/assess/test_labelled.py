@@ -99,9 +99,7 @@ def test_batches_may_be_read_twice_and_side_by_side(tmp_path: Path) -> None:
     archive = write_zip(tmp_path / "d.zip", {f"{i}.png": png(noise(4, 4, 3, seed=i)) for i in range(4)})
     table = write_csv(tmp_path / "l.csv", "file,label", *(f"{i}.png,{i}" for i in range(4)))
     data = load_labelled(archive, labels=table)
-    pairs = zip(
-        data.batches(2, input_shape=(3, 4, 4), **RGB), data.batches(2, input_shape=(3, 4, 4), **RGB), strict=True
-    )
+    pairs = zip(data.batches(2, input_shape=(3, 4, 4), **RGB), data.batches(2, input_shape=(3, 4, 4), **RGB), strict=True)
     assert all(np.array_equal(first, second) for (first, _), (second, _) in pairs)
 
 
@@ -303,9 +301,7 @@ def test_deep_images_are_refused_rather_than_clipped(tmp_path: Path) -> None:
         ({"input_shape": (2, 4, 4), "mean": (0, 0), "std": (1, 1)}, DataError, "1 or 3 channels, the network takes 2"),
     ],
 )
-def test_options_that_cannot_be(
-    tmp_path: Path, options: dict[str, Any], error: type[DreamQuantError], message: str
-) -> None:
+def test_options_that_cannot_be(tmp_path: Path, options: dict[str, Any], error: type[DreamQuantError], message: str) -> None:
     data = load_labelled(write_npz(tmp_path / "d.npz", x=noise(1, 4, 4), y=[0]))
     given: dict[str, Any] = {"size": 1, "input_shape": (3, 4, 4), **RGB, **options}
     refused(message, lambda: data.batches(**given), error)

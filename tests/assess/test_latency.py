@@ -19,9 +19,7 @@ SHAPE = (8, 16, 16)
 def chain(path: Path, convolutions: int, batch: int | str = "n") -> Path:
     """An ONNX file of this many 3x3 convolutions of 8 channels."""
     weight = np.random.default_rng(0).standard_normal((8, 8, 3, 3), dtype=np.float32) / 10
-    nodes = [
-        helper.make_node("Conv", [f"x{i}", "weight"], [f"x{i + 1}"], pads=[1, 1, 1, 1]) for i in range(convolutions)
-    ]
+    nodes = [helper.make_node("Conv", [f"x{i}", "weight"], [f"x{i + 1}"], pads=[1, 1, 1, 1]) for i in range(convolutions)]
     graph = helper.make_graph(
         nodes,
         "chain",
@@ -78,9 +76,7 @@ def test_files_take_turns_in_samples_of_five_milliseconds(tmp_path: Path, monkey
     result = compare_latency(a, b, input_shape=SHAPE, rounds=3)
     assert (result.a_ms, result.b_ms) == (pytest.approx(2), pytest.approx(4))
     assert (result.ratio_low, result.ratio, result.ratio_high) == pytest.approx((0.5, 0.5, 0.5))
-    assert "".join(turns).endswith(
-        "aaaabbb" * 3
-    )  # three runs of 2 ms, two of 4 ms, and one before each that is not timed
+    assert "".join(turns).endswith("aaaabbb" * 3)  # three runs of 2 ms, two of 4 ms, and one before each that is not timed
 
 
 def test_options_that_cannot_be(tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from dreamquant.quantization.student import Student
 from dreamquant.runtime import onnx_runner
 from dreamquant.samples import Samples
 
-
 MODULE = sys.modules["dreamquant.export.export"]  # the package's `export` is the function
 
 
@@ -40,7 +39,9 @@ def test_the_file_is_there_and_the_artifact_tells_of_it(student: Student, calibr
     assert artifact.path == path
     assert artifact.size == path.stat().st_size
     assert artifact.verification.samples == len(calibration)
-    assert artifact.verification.largest_difference == pytest.approx((student(calibration.images) - actual).abs().max().item(), abs=1e-6)
+    assert artifact.verification.largest_difference == pytest.approx(
+        (student(calibration.images) - actual).abs().max().item(), abs=1e-6
+    )
     assert names(tmp_path) == ["model.onnx"]
     properties = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     assert properties["dreamquant.bits"] == "W4A8"
@@ -56,7 +57,9 @@ def test_the_same_student_gives_the_same_bytes(student: Student, calibration: Sa
     assert one.read_bytes() == other.read_bytes()
 
 
-def test_normalisation_goes_into_the_file_and_comes_back(residual_module: torch.nn.Module, calibration: Samples, tmp_path: Path) -> None:
+def test_normalisation_goes_into_the_file_and_comes_back(
+    residual_module: torch.nn.Module, calibration: Samples, tmp_path: Path
+) -> None:
     network = load(residual_module, input_shape=(3, 11, 9), mean=(0.1, 0.2, 1 / 3), std=(1.0, 0.7, 0.25))
     path = tmp_path / "model.onnx"
     export(quantize(network, calibration), path, calibration)

@@ -298,9 +298,7 @@ GROUPS: dict[str, dict[str, Case]] = {
         "var_std": (lambda x: x.var((2, 3), keepdim=True) + x.std(1, keepdim=True, correction=0), []),
         "var_mean": (lambda x: torch.var_mean(x, (1,), correction=2), []),
         "norms": (
-            lambda x: (
-                F.normalize(x, dim=1) + x.norm(p=1, dim=2, keepdim=True) + x.norm(p=float("inf"), dim=1, keepdim=True)
-            ),
+            lambda x: F.normalize(x, dim=1) + x.norm(p=1, dim=2, keepdim=True) + x.norm(p=float("inf"), dim=1, keepdim=True),
             [],
         ),
         "cumsum": (lambda x: x.cumsum(-2), []),
@@ -321,9 +319,7 @@ GROUPS: dict[str, dict[str, Case]] = {
         "identities": (lambda x: F.dropout(x.clone().contiguous(), 0.5, False).to(torch.float32) + 1, []),
         "casts": (lambda x: (5 * x).to(torch.int32).float() + (x > 0).to(x.dtype), []),
         "fills": (
-            lambda x: (
-                x + x.new_zeros(x.shape[0], 1, 1, 10) + torch.full((x.shape[0], 4, 1, 1), 2.0) + torch.ones_like(x)
-            ),
+            lambda x: x + x.new_zeros(x.shape[0], 1, 1, 10) + torch.full((x.shape[0], 4, 1, 1), 2.0) + torch.ones_like(x),
             [],
         ),
         "scalars": (lambda x: x * torch.tensor(2.5) + x.shape[2] / 3, []),
@@ -348,9 +344,7 @@ class Group(nn.Module):
 
     def __init__(self, cases: dict[str, Case]) -> None:
         super().__init__()
-        self.cases = nn.ModuleDict(
-            {f"case_{name}": Apply(function, *layers) for name, (function, layers) in cases.items()}
-        )
+        self.cases = nn.ModuleDict({f"case_{name}": Apply(function, *layers) for name, (function, layers) in cases.items()})
 
     def forward(self, x: Tensor) -> dict[str, Any]:
         return {name: case(x) for name, case in self.cases.items()}
@@ -592,9 +586,7 @@ def test_weight_of_two_forms_is_stored_once() -> None:
 def _single(name: str, prefix: str) -> tuple[fx.GraphModule, fx.Node]:
     """A case and the node of its layer's weight."""
     graph = case(name)
-    return graph, next(
-        node for node in graph.graph.nodes if node.op == "get_attr" and str(node.target).endswith("weight")
-    )
+    return graph, next(node for node in graph.graph.nodes if node.op == "get_attr" and str(node.target).endswith("weight"))
 
 
 def test_names_come_from_origins_and_survive_a_second_time() -> None:

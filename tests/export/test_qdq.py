@@ -70,9 +70,7 @@ def test_the_file_computes_what_the_student_does(
     ids=lambda changes: ",".join(changes),
 )
 @pytest.mark.parametrize("bits", ["W8A8", "W3A4"])
-def test_changes_of_a_plan_reach_the_file(
-    network: Network, calibration: Samples, changes: dict[str, object], bits: str
-) -> None:
+def test_changes_of_a_plan_reach_the_file(network: Network, calibration: Samples, changes: dict[str, object], bits: str) -> None:
     student = quantize(network, calibration, bits=bits, **changes)  # type: ignore[arg-type]
     spread = student(calibration.images).std().item()
 
@@ -98,7 +96,9 @@ def initializers(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
 
 def quantized_weights(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
     stored = initializers(proto)
-    inputs = [stored[node.input[0]] for node in proto.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in stored]
+    inputs = [
+        stored[node.input[0]] for node in proto.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in stored
+    ]
     return [tensor for tensor in inputs if tensor.data_type != TensorProto.INT32]
 
 
@@ -358,9 +358,7 @@ def zoo(
 
 @pytest.mark.parametrize("bits", ["W8A8", "W4A4"])
 @pytest.mark.parametrize("plan", PLANS)
-def test_other_networks_go_out_as_they_are_measured(
-    zoo: Network, images: Callable[..., Tensor], plan: str, bits: str
-) -> None:
+def test_other_networks_go_out_as_they_are_measured(zoo: Network, images: Callable[..., Tensor], plan: str, bits: str) -> None:
     samples = Samples(images(16, zoo.input_shape))
     student = quantize(zoo, samples, bits=bits, plan=plan)
     spread = student(samples.images).std().item()

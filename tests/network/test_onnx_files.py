@@ -107,14 +107,10 @@ def test_network_keeps_the_files_names(path: Path) -> None:
 
 def test_recorded_shapes_are_those_of_a_batch_of_two(path: Path) -> None:
     network = load(path, model(CONVOLUTION, KERNEL, inputs=[images(shape=(1, 3, 8, 8))]))
-    recorded = {
-        node.name: (node.meta["shape"], node.meta["dtype"]) for node in network.graph.graph.nodes if node.op != "output"
-    }
+    recorded = {node.name: (node.meta["shape"], node.meta["dtype"]) for node in network.graph.graph.nodes if node.op != "output"}
     record_shapes(network.graph, torch.zeros(2, 3, 8, 8))
 
-    assert recorded == {
-        n.name: (n.meta["shape"], n.meta["dtype"]) for n in network.graph.graph.nodes if n.op != "output"
-    }
+    assert recorded == {n.name: (n.meta["shape"], n.meta["dtype"]) for n in network.graph.graph.nodes if n.op != "output"}
     assert recorded["relu"] == ((2, 4, 6, 6), torch.float32)
 
 
@@ -127,9 +123,7 @@ def test_helper_nodes_have_no_origin(path: Path) -> None:
 
 def test_batch_norm_stays_with_its_statistics(path: Path) -> None:
     tensors = KERNEL | {"s": floats(4), "b": floats(4), "m": floats(4), "v": np.abs(floats(4))}
-    network = load(
-        path, model([node("Conv", "x w", "c"), node("BatchNormalization", "c s b m v", epsilon=0.01)], tensors)
-    )
+    network = load(path, model([node("Conv", "x w", "c"), node("BatchNormalization", "c s b m v", epsilon=0.01)], tensors))
 
     (norm,) = nodes_of(network, aten.batch_norm.default)
     assert [argument.meta["origin"] for argument in norm.args[1:5]] == ["s", "b", "m", "v"]
@@ -229,9 +223,7 @@ def test_if_with_a_known_condition_becomes_its_branch(path: Path) -> None:
 
 
 def test_local_functions_are_inlined(path: Path) -> None:
-    function = helper.make_function(
-        "acme", "Twice", ["a"], ["b"], [node("Add", "a a", "b")], [helper.make_opsetid("", 17)]
-    )
+    function = helper.make_function("acme", "Twice", ["a"], ["b"], [node("Add", "a a", "b")], [helper.make_opsetid("", 17)])
     network = load(path, model([node("Twice", "x", domain="acme")], functions=[function]))
 
     assert len(nodes_of(network, aten.add.Tensor)) == 1
@@ -259,9 +251,7 @@ def test_external_data_is_read(path: Path) -> None:
     assert torch.equal(tensor_of(network.graph, stored(network)["w"]), torch.from_numpy(KERNEL["w"]))
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"), [(None, "no such file"), (b"", "empty"), (b"no model\n", "not an ONNX file")]
-)
+@pytest.mark.parametrize(("content", "reason"), [(None, "no such file"), (b"", "empty"), (b"no model\n", "not an ONNX file")])
 def test_file_that_is_no_model(path: Path, content: bytes | None, reason: str) -> None:
     if content is not None:
         path.write_bytes(content)
@@ -283,9 +273,7 @@ def test_folder(tmp_path: Path) -> None:
 
 
 def test_external_data_missing_or_cut_short(path: Path) -> None:
-    onnx.save(
-        model(CONVOLUTION, KERNEL), str(path), save_as_external_data=True, location="weights.bin", size_threshold=0
-    )
+    onnx.save(model(CONVOLUTION, KERNEL), str(path), save_as_external_data=True, location="weights.bin", size_threshold=0)
     weights = path.parent / "weights.bin"
     weights.write_bytes(weights.read_bytes()[:100])
     assert "'w'" in refusal(path)
@@ -391,20 +379,12 @@ def test_all_unsupported_operators_are_named_at_once(path: Path) -> None:
     [
         ([node("Resize", "x  s", mode="linear", antialias=1)], {"s": np.ones(4, np.float32)}, "antialias=1"),
         (
-            [
-                helper.make_node(
-                    "Resize", ["x", "", "s"], ["y"], "r", mode="linear", coordinate_transformation_mode="asymmetric"
-                )
-            ],
+            [helper.make_node("Resize", ["x", "", "s"], ["y"], "r", mode="linear", coordinate_transformation_mode="asymmetric")],
             {"s": np.array([1, 1, 2, 2], np.float32)},
             "'asymmetric' with mode='linear'",
         ),
         (
-            [
-                helper.make_node(
-                    "Resize", ["x", "", "s"], ["y"], "r", coordinate_transformation_mode="tf_crop_and_resize"
-                )
-            ],
+            [helper.make_node("Resize", ["x", "", "s"], ["y"], "r", coordinate_transformation_mode="tf_crop_and_resize")],
             {"s": np.array([1, 1, 2, 2], np.float32)},
             "tf_crop_and_resize",
         ),
@@ -471,9 +451,7 @@ class SqueezeExcite(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.Hardswish())
-        self.gate = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 4, 1), nn.ReLU(), nn.Conv2d(4, 8, 1), nn.Hardsigmoid()
-        )
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 4, 1), nn.ReLU(), nn.Conv2d(4, 8, 1), nn.Hardsigmoid())
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(), nn.Linear(8, 5))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -182,12 +182,8 @@ POOLS = [
         pads=[1] * 4,
         count_include_pad=1,
     ),
-    unary(
-        "AveragePool", aten.avg_pool2d.default, "average-pool-ceil", kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1
-    ),
-    unary(
-        "AveragePool", aten.mul.Tensor, "average-pool-same", kernel_shape=[3, 2], auto_pad="SAME_UPPER", strides=[2, 2]
-    ),
+    unary("AveragePool", aten.avg_pool2d.default, "average-pool-ceil", kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1),
+    unary("AveragePool", aten.mul.Tensor, "average-pool-same", kernel_shape=[3, 2], auto_pad="SAME_UPPER", strides=[2, 2]),
     unary(
         "AveragePool",
         aten.pad.default,
@@ -299,9 +295,7 @@ ELEMENTWISE = [
             ("Xor", aten.logical_xor.default),
         ]
     ],
-    case(
-        "not", [node("Less", "x c", "t"), node("Not", "t", "v"), node("Where", "v x c")], aten.logical_not.default, SAME
-    ),
+    case("not", [node("Less", "x c", "t"), node("Not", "t", "v"), node("Where", "v x c")], aten.logical_not.default, SAME),
     case("is-nan", [node("IsNaN", "x", "t"), node("Where", "t c x")], aten.isnan.default, SAME),
     case("cast", [node("Cast", "x", to=TensorProto.INT32)], aten._to_copy.default, dtype=TensorProto.INT32),
     case(
@@ -395,16 +389,12 @@ LAYOUTS = [
     unary("Flatten", aten.reshape.default, "flatten-last", axis=-1),
     unary("Transpose", aten.permute.default, perm=[0, 2, 3, 1]),
     case("transpose-all", [node("Transpose", "x", "t"), node("Transpose", "t")], aten.permute.default),
-    case(
-        "squeeze-11", [node("GlobalMaxPool", "x", "g"), node("Squeeze", "g", axes=[-1, 2])], aten.squeeze.dims, opset=11
-    ),
+    case("squeeze-11", [node("GlobalMaxPool", "x", "g"), node("Squeeze", "g", axes=[-1, 2])], aten.squeeze.dims, opset=11),
     case("squeeze-13", [node("GlobalMaxPool", "x", "g"), node("Squeeze", "g a")], aten.squeeze.dims, {"a": ints(2)}),
     case("squeeze-all", [node("GlobalMaxPool", "x", "g"), node("Squeeze", "g")], aten.squeeze.dims),
     case("unsqueeze-11", [node("Unsqueeze", "x", axes=[1, -1])], aten.unsqueeze.default, opset=11),
     case("unsqueeze-13", [node("Unsqueeze", "x a")], aten.unsqueeze.default, {"a": ints(4, 0)}),
-    case(
-        "expand", [node("GlobalMaxPool", "x", "g"), node("Expand", "g s")], aten.expand.default, {"s": ints(1, 4, 3, 2)}
-    ),
+    case("expand", [node("GlobalMaxPool", "x", "g"), node("Expand", "g s")], aten.expand.default, {"s": ints(1, 4, 3, 2)}),
     case("expand-higher", [node("Expand", "x s")], aten.expand.default, {"s": ints(3, 1, 1, 1, 1)}),
     case("tile", [node("Tile", "x r")], aten.repeat.default, {"r": ints(1, 2, 1, 3)}),
     case("concat", [node("Relu", "x", "r"), node("Concat", "x r", axis=-3)], aten.cat.default),
@@ -428,9 +418,7 @@ LAYOUTS = [
         opset=18,
         shape=("N", 4, 8, 7),
     ),
-    case(
-        "slice", [node("Slice", "x s e a")], aten.slice.Tensor, {"s": ints(1, -3), "e": ints(-1, 99), "a": ints(2, -1)}
-    ),
+    case("slice", [node("Slice", "x s e a")], aten.slice.Tensor, {"s": ints(1, -3), "e": ints(-1, 99), "a": ints(2, -1)}),
     case("slice-no-axes", [node("Slice", "x s e")], aten.slice.Tensor, {"s": ints(0, 1), "e": ints(2**63 - 1, 3)}),
     case(
         "slice-steps",
@@ -440,16 +428,12 @@ LAYOUTS = [
     ),
     case("slice-nothing", [node("Slice", "x s s", "z"), node("Relu", "z")], aten.relu.default, {"s": ints()}),
     case("pad", [node("Pad", "x p")], aten.pad.default, {"p": ints(0, 1, 2, 0, 0, 0, 1, 3)}),
-    case(
-        "pad-value", [node("Pad", "x p v")], aten.pad.default, {"p": ints(0, 1, 0, 0, 0, 0, 0, 0), "v": np.float32(-2)}
-    ),
+    case("pad-value", [node("Pad", "x p v")], aten.pad.default, {"p": ints(0, 1, 0, 0, 0, 0, 0, 0), "v": np.float32(-2)}),
     case("pad-crop", [node("Pad", "x p")], aten.pad.default, {"p": ints(0, 0, -1, 0, 0, 0, 0, -2)}),
     case("pad-axes", [node("Pad", "x p - a")], aten.pad.default, {"p": ints(1, 2), "a": ints(-1)}, opset=18),
     case("pad-reflect", [node("Pad", "x p", mode="reflect")], aten.pad.default, {"p": ints(0, 0, 1, 2, 0, 0, 0, 1)}),
     case("pad-edge", [node("Pad", "x p", mode="edge")], aten.pad.default, {"p": ints(0, 0, 0, 2, 0, 0, 0, 1)}),
-    case(
-        "pad-wrap", [node("Pad", "x p", mode="wrap")], aten.pad.default, {"p": ints(0, 0, 1, 2, 0, 0, 0, 1)}, opset=19
-    ),
+    case("pad-wrap", [node("Pad", "x p", mode="wrap")], aten.pad.default, {"p": ints(0, 0, 1, 2, 0, 0, 0, 1)}, opset=19),
     unary("DepthToSpace", aten.reshape.default, blocksize=2),
     unary("DepthToSpace", aten.pixel_shuffle.default, "depth-to-space-crd", blocksize=2, mode="CRD"),
     unary("SpaceToDepth", aten.reshape.default, blocksize=2),
@@ -515,12 +499,8 @@ RESIZES = [
         opset=11,
     ),
     resize("nearest-half-pixel", NEAREST),
-    resize(
-        "nearest-sizes", NEAREST, sizes=[4, 5, 13], coordinate_transformation_mode="asymmetric", nearest_mode="floor"
-    ),
-    resize(
-        "nearest-shrink", NEAREST, scales=[0.5, 0.6], coordinate_transformation_mode="asymmetric", nearest_mode="floor"
-    ),
+    resize("nearest-sizes", NEAREST, sizes=[4, 5, 13], coordinate_transformation_mode="asymmetric", nearest_mode="floor"),
+    resize("nearest-shrink", NEAREST, scales=[0.5, 0.6], coordinate_transformation_mode="asymmetric", nearest_mode="floor"),
     resize("nearest-odd", aten.index_select.default, scales=[1.7, 0.6], nearest_mode="round_prefer_ceil"),
     resize(
         "nearest-ceil",

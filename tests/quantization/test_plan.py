@@ -11,9 +11,7 @@ from dreamquant.methods import find_method
 from dreamquant.quantization.plan import Bits, Plan, load_plan, parse_bits, plan_names
 
 
-@pytest.mark.parametrize(
-    ("text", "weights", "activations"), [("W8A8", 8, 8), ("w4a8", 4, 8), (" W2A3 ", 2, 3), ("W6a5", 6, 5)]
-)
+@pytest.mark.parametrize(("text", "weights", "activations"), [("W8A8", 8, 8), ("w4a8", 4, 8), (" W2A3 ", 2, 3), ("W6a5", 6, 5)])
 def test_bits_are_read(text: str, weights: int, activations: int) -> None:
     bits = parse_bits(text)
 
@@ -23,7 +21,7 @@ def test_bits_are_read(text: str, weights: int, activations: int) -> None:
 
 @pytest.mark.parametrize("text", ["banana", "W8", "A8", "", "8", "W8A8A8", "WxAy", "W-4A8", "W4.5A8", "W8A8\nW4A4"])
 def test_what_are_no_bits_is_named(text: str) -> None:
-    with pytest.raises(OptionError, match="bits are .*write them as W8A8") as caught:
+    with pytest.raises(OptionError, match=r"bits are .*write them as W8A8") as caught:
         parse_bits(text)
     assert repr(text) in str(caught.value)
     assert "\n" not in str(caught.value)

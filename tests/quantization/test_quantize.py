@@ -32,8 +32,7 @@ def test_eight_bits_are_near_the_float_network_and_fewer_are_farther(
 ) -> None:
     fresh = images(50, residual.input_shape, seed=77)
     eight, six, four = (
-        distance(quantize(residual, calibration, bits=bits, plan=plan), residual, fresh)
-        for bits in ("W8A8", "W6A6", "W4A4")
+        distance(quantize(residual, calibration, bits=bits, plan=plan), residual, fresh) for bits in ("W8A8", "W6A6", "W4A4")
     )
     assert eight < 0.15
     assert eight < six < four
@@ -90,11 +89,13 @@ def test_weight_granularity(residual: Network, calibration: Samples, granularity
             assert tensor.grid.scale.numel() == (channels if granularity == "channel" else 1)
 
 
-def test_ranges_are_those_of_the_float_network_or_of_the_quantized_prefix(
-    residual: Network, calibration: Samples
-) -> None:
+def test_ranges_are_those_of_the_float_network_or_of_the_quantized_prefix(residual: Network, calibration: Samples) -> None:
     scales = {
-        observe: [t.grid.scale for t in quantize(residual, calibration, bits="W2A2", observe=observe).tensors() if t.kind == "activation"]
+        observe: [
+            t.grid.scale
+            for t in quantize(residual, calibration, bits="W2A2", observe=observe).tensors()
+            if t.kind == "activation"
+        ]
         for observe in ("float", "quantized")
     }
     assert torch.equal(scales["float"][0], scales["quantized"][0])  # nothing comes before the image
@@ -134,13 +135,9 @@ def channel_errors(student: Student, images: Tensor) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("plan", ["deploy", "brecq"])
-def test_bias_correction_takes_each_channels_mean_error_off(
-    residual: Network, calibration: Samples, plan: str
-) -> None:
+def test_bias_correction_takes_each_channels_mean_error_off(residual: Network, calibration: Samples, plan: str) -> None:
     plain, corrected = (
-        channel_errors(
-            quantize(residual, calibration, bits="W4A8", plan=plan, bias_correction=on), calibration.images
-        )
+        channel_errors(quantize(residual, calibration, bits="W4A8", plan=plan, bias_correction=on), calibration.images)
         for on in (False, True)
     )
     assert len(corrected) == 9
@@ -242,9 +239,7 @@ def test_no_pair_of_neighbouring_weights_overflows(
         parameter.data.copy_(heavy.abs() if seed == 3 else heavy)
     network = capture(layers, shape)
     samples = Samples(images(8, shape))
-    free, plain = (
-        quantize(network, samples, saturation_free=on, weight_granularity=granularity) for on in (True, False)
-    )
+    free, plain = (quantize(network, samples, saturation_free=on, weight_granularity=granularity) for on in (True, False))
 
     def pairs(student: Student) -> dict[str, int]:
         return {

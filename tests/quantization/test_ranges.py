@@ -34,9 +34,7 @@ def method(request: pytest.FixtureRequest) -> Method:
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("shape", [(3, 5, 49), (1, 1, 7), (6, 1, 1), (2, 3, BINS)])
-def test_a_range_lies_within_the_values(
-    method: Method, shape: tuple[int, int, int], bits: int, symmetric: bool
-) -> None:
+def test_a_range_lies_within_the_values(method: Method, shape: tuple[int, int, int], bits: int, symmetric: bool) -> None:
     x = values(*shape)
     before = x.clone()
     low, high = method.function(x, bits=bits, symmetric=symmetric)
@@ -145,7 +143,7 @@ def test_percentile_of_100_is_minmax() -> None:
 
 @pytest.mark.parametrize("percent", [50.0, 0.0, 100.1, float("nan")])
 def test_an_impossible_percent_is_refused(percent: float) -> None:
-    with pytest.raises(OptionError, match="percentile.percent is"):
+    with pytest.raises(OptionError, match=r"percentile\.percent is"):
         find_method("ranges", "percentile").function(values(1, 1, 9), bits=8, symmetric=False, percent=percent)
 
 

@@ -34,9 +34,7 @@ def output(student: Student) -> str:
 
 @pytest.mark.parametrize("chunk", [1, 7, 64])
 @pytest.mark.parametrize("plan", ["deploy", "zeroq", "brecq"])
-def test_without_grids_both_are_the_float_network(
-    residual: Network, calibration: Samples, plan: str, chunk: int
-) -> None:
+def test_without_grids_both_are_the_float_network(residual: Network, calibration: Samples, plan: str, chunk: int) -> None:
     student, _, _ = prepare(residual, load_plan(plan), parse_bits("W4A4"))
     quantized, exact = walked(student, calibration.images, chunk)[output(student)]
 
@@ -59,9 +57,7 @@ def test_with_grids_one_is_the_student_and_the_other_the_float_network(
     assert not torch.equal(quantized, exact)
 
 
-def test_the_first_layer_differs_by_its_weights_alone_where_the_image_is_float(
-    residual: Network, calibration: Samples
-) -> None:
+def test_the_first_layer_differs_by_its_weights_alone_where_the_image_is_float(residual: Network, calibration: Samples) -> None:
     student = quantize(residual, calibration, bits="W2A8", plan="brecq", first_weight_bits=2)
     images = calibration.images[:5]
     quantized, exact = walked(student, images, 32)["conv2d"]
@@ -88,7 +84,9 @@ def test_before_sees_what_enters_a_quantizer(residual: Network, calibration: Sam
     activations = {tensor.node.name for tensor in student.tensors() if tensor.kind == "activation"}
 
     assert set(seen) == activations
-    assert all(torch.equal(one, other) for name in activations & set(values) for one, other in zip(seen[name], values[name], strict=True))
+    assert all(
+        torch.equal(one, other) for name in activations & set(values) for one, other in zip(seen[name], values[name], strict=True)
+    )
 
 
 def test_what_after_writes_goes_on(residual: Network, calibration: Samples) -> None:

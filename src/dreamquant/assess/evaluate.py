@@ -76,9 +76,7 @@ def _scores(output: NDArray[Any], *, count: int, highest: int) -> NDArray[Any]:
         raise DataError(f"{count} images gave an output of shape {output.shape}, which is not one score per class")
     scores = output.reshape(count, -1)
     if highest >= scores.shape[1]:
-        raise DataError(
-            f"the labels go up to {highest}, the network has {scores.shape[1]} outputs, 0 to {scores.shape[1] - 1}"
-        )
+        raise DataError(f"the labels go up to {highest}, the network has {scores.shape[1]} outputs, 0 to {scores.shape[1] - 1}")
     broken = int(np.isnan(scores).any(axis=1).sum())
     if broken:
         raise ModelError(f"the network's scores are not numbers (NaN) on {broken} of {count} images")

@@ -154,9 +154,7 @@ def _from_npz(path: Path, labels: Path | None) -> LabelledImages:
     if not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] in _MODES)) or images.size == 0:
         raise DataError(f"x of {path} has shape {images.shape}, it must be (N, H, W) or (N, H, W, 1 or 3)")
     if classes.dtype.kind not in "iu" or classes.shape != images.shape[:1]:
-        raise DataError(
-            f"y of {path} is {classes.dtype} {classes.shape}, it must be an integer for each of {len(images)} images"
-        )
+        raise DataError(f"y of {path} is {classes.dtype} {classes.shape}, it must be an integer for each of {len(images)} images")
     numbers = classes.astype(np.int64)
     if numbers.min() < 0:
         raise DataError(f"y of {path} has the negative label {numbers.min()}")

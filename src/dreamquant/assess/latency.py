@@ -14,8 +14,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from dreamquant.runtime import OnnxRunner, onnx_runner, refusals
 from dreamquant.errors import OptionError
+from dreamquant.runtime import OnnxRunner, onnx_runner, refusals
 
 _SAMPLE_SECONDS = 0.005
 _WARM_UP_SECONDS = 0.05

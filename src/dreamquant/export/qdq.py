@@ -9,6 +9,7 @@ ONNX Runtime would take the layer before it for an integer one, and round its fl
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import onnx
@@ -108,16 +109,14 @@ def _add_bias(surgery: Surgery, result: str, bias: str) -> None:
         layer.input[2:] = [bias]
 
 
-def _quantize_activation(
-    surgery: Surgery, tensor: QuantizedTensor, names: Names, constants: dict[str, tuple[str, str]]
-) -> None:
+def _quantize_activation(surgery: Surgery, tensor: QuantizedTensor, names: Names, constants: dict[str, tuple[str, str]]) -> None:
     """value -> [Max] -> [Min] -> QuantizeLinear -> DequantizeLinear, whose result takes the value's name for all who read it."""
     if tensor.node.name not in names:
         raise UnsupportedOperator(f"{tensor.node.name} is quantized but is no value of the ONNX model")
     value, grid = names[tensor.node.name], tensor.grid
     shared = str(tensor.quantizer.target)
     if shared not in constants:
-        constants[shared] = _scale_and_zero_point(surgery, value, tensor)
+        constants[shared] = _scale_and_zero_point(surgery, tensor)
     scale, zero_point = constants[shared]
     if surgery.producer(value) is None:  # an input of the graph keeps its name; its readers are moved
         source, result = value, surgery.fresh("dequantized")
@@ -164,7 +163,7 @@ def _quantize_constant(surgery: Surgery, student: Student, tensor: QuantizedTens
     scales = surgery.constant("scale", _array(_shape(grid.scale, axis)))
     result = surgery.fresh("dequantized")
     surgery.rewire(name, result, readers)
-    attributes = {} if axis is None else {"axis": axis}
+    attributes: dict[str, Any] = {} if axis is None else {"axis": axis}
     surgery.insert("DequantizeLinear", [integers_name, scales, *points], result, **attributes)
 
 
@@ -173,7 +172,7 @@ def _layer(surgery: Surgery, tensor: QuantizedTensor, names: Names) -> onnx.Node
     return surgery.producer(names[next(iter(tensor.quantizer.users)).name])
 
 
-def _scale_and_zero_point(surgery: Surgery, value: str, tensor: QuantizedTensor) -> tuple[str, str]:
+def _scale_and_zero_point(surgery: Surgery, tensor: QuantizedTensor) -> tuple[str, str]:
     grid = tensor.grid
     return (
         surgery.constant("scale", _array(_shape(grid.scale, None))),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import onnx
@@ -66,7 +67,7 @@ class Surgery:
         del node.attribute[:]
         node.attribute.append(helper.make_attribute("value", numpy_helper.from_array(np.asarray(array, order="C"))))
 
-    def insert(self, op_type: str, inputs: list[str], output: str, *, after: str | None = None, **attributes: object) -> None:
+    def insert(self, op_type: str, inputs: list[str], output: str, *, after: str | None = None, **attributes: Any) -> None:
         """Add a node that computes `output`, behind the producer of `after`, at the front where that is no node's output."""
         name = op_type
         while name in self._node_names:
@@ -111,7 +112,9 @@ class Surgery:
             converted = onnx.version_converter.convert_version(self.proto, opset)
         except Exception as error:
             reason = " ".join(str(error).split())
-            raise UnsupportedOperator(f"the ONNX model has opset {current}, {opset} is needed, and it cannot be raised: {reason}") from error
+            raise UnsupportedOperator(
+                f"the ONNX model has opset {current}, {opset} is needed, and it cannot be raised: {reason}"
+            ) from error
         metadata = {entry.key: entry.value for entry in self.proto.metadata_props}
         helper.set_model_props(converted, metadata)
         self.__init__(converted)  # type: ignore[misc]

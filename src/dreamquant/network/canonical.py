@@ -87,7 +87,8 @@ def _canonicalize_node(graph: fx.Graph, node: fx.Node) -> None:
         x, weight, bias, mean, var, momentum, eps = node.args
         node.target, node.args = aten.batch_norm.default, (x, weight, bias, mean, var, False, momentum, eps, False)
         for user in list(node.users):  # only the normalised tensor is used; the saved statistics are for training
-            assert user.target is operator.getitem and user.args[1] == 0
+            assert user.target is operator.getitem
+            assert user.args[1] == 0
             user.replace_all_uses_with(node)
             graph.erase_node(user)
     elif node.target is aten.batch_norm.default:

@@ -84,7 +84,7 @@ class Network:
 
 def run_batched(graph: fx.GraphModule, images: Tensor, batch: int | None) -> Tensor:
     """First output of `graph` on `images`, in pieces of `batch` where the graph runs no other size."""
-    pieces = [images] if batch is None else list(images.split(batch))
+    pieces = [images] if batch is None else list(torch.split(images, batch))
     if batch is not None and len(pieces[-1]) < batch:  # fill the last piece up; the surplus is cut off below
         pieces[-1] = torch.cat([pieces[-1], pieces[-1][:1].expand(batch - len(pieces[-1]), *images.shape[1:])])
     outputs = []
@@ -96,13 +96,14 @@ def run_batched(graph: fx.GraphModule, images: Tensor, batch: int | None) -> Ten
 
 def placeholder(graph: fx.Graph) -> fx.Node:
     """The node of the input images."""
-    return next(node for node in graph.nodes if node.op == "placeholder")
+    found: fx.Node = next(node for node in graph.nodes if node.op == "placeholder")
+    return found
 
 
 def output_nodes(graph: fx.Graph) -> tuple[fx.Node, ...]:
     """The nodes that the graph returns."""
-    result = next(node for node in reversed(graph.nodes) if node.op == "output").args[0]
-    return tuple(result) if isinstance(result, tuple | list) else (result,)  # type: ignore[arg-type, return-value]
+    result: Any = next(node for node in reversed(graph.nodes) if node.op == "output").args[0]
+    return tuple(result) if isinstance(result, tuple | list) else (result,)
 
 
 def tensor_of(module: fx.GraphModule, node: fx.Node) -> Tensor:

@@ -32,8 +32,8 @@ def load(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
 ) -> Network:
-    """The network that `model` names: a module, a `.onnx` or `.pt2` file, `package.module:callable` or `path.py:callable` (called
-    without arguments, returns a module), or `timm:NAME` (pretrained, needs the extra `timm`).
+    """The network that `model` names: a module, a `.onnx` or `.pt2` file, `package.module:callable` or `path.py:callable`
+    (called without arguments, returns a module), or `timm:NAME` (pretrained, needs the extra `timm`).
 
     `input_shape` is (C, H, W), needed where the model does not tell it. `mean` and `std`, one number a channel, are what pixels in
     0..1 are normalised with; those stored in a file are used where none are given. Raises `ModelError` for what cannot be read
@@ -136,7 +136,9 @@ def _timm(name: str) -> nn.Module:
     try:
         timm = importlib.import_module("timm")
     except Exception as error:
-        raise ModelError(f"timm:{name} needs timm, which cannot be imported ({_line(error)}): pip install 'dreamquant[timm]'") from error
+        raise ModelError(
+            f"timm:{name} needs timm, which cannot be imported ({_line(error)}): pip install 'dreamquant[timm]'"
+        ) from error
     try:
         model: nn.Module = timm.create_model(name, pretrained=True)
     except Exception as error:
@@ -168,7 +170,9 @@ def parse_numbers(text: str) -> tuple[float, ...]:
 def _check_normalisation(mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> None:
     for name, values in (("mean", mean), ("std", std)):
         if values and len(values) != channels:
-            raise OptionError(f"{name} has {len(values)} numbers ({', '.join(map(str, values))}); the network has {channels} channels")
+            raise OptionError(
+                f"{name} has {len(values)} numbers ({', '.join(map(str, values))}); the network has {channels} channels"
+            )
         if not all(math.isfinite(value) for value in values):
             raise OptionError(f"{name} is {', '.join(map(str, values))}; all must be finite")
     if any(value <= 0 for value in std):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Set
+from typing import Any
 
 from torch import fx
 
@@ -61,7 +63,7 @@ PASSTHROUGH = {
 }
 
 
-def is_call(node: object, targets: set[object] | set[fx.node.Target]) -> bool:
+def is_call(node: object, targets: Set[Any]) -> bool:
     """Whether `node` is a call of one of `targets`."""
     return isinstance(node, fx.Node) and node.op == "call_function" and node.target in targets
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-import tomllib
-from importlib.resources import files
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from dreamquant.errors import OptionError, unknown
+from dreamquant import shelf
+from dreamquant.errors import OptionError
 
 SMALLEST_BITS, LARGEST_BITS = 2, 8
+PLANS = ("dreamquant.quantization", "plans")
 
 
 class Bits(BaseModel):
@@ -76,30 +75,12 @@ class Plan(BaseModel):
 
 def plan_names() -> list[str]:
     """The names of the plans that ship with the package."""
-    return sorted(
-        entry.name.removesuffix(".toml")
-        for entry in files("dreamquant.quantization").joinpath("plans").iterdir()
-        if entry.name.endswith(".toml")
-    )
+    return shelf.names(*PLANS)
 
 
 def load_plan(name: str, /, **changes: object) -> Plan:
     """A plan by its name or from a TOML file, with some fields changed; `OptionError` names what is not known."""
-    if name.endswith(".toml"):
-        try:
-            text = Path(name).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is no text"
-            raise OptionError(f"the plan {name} cannot be read: {reason}") from None
-    elif name in plan_names():
-        text = files("dreamquant.quantization").joinpath("plans", f"{name}.toml").read_text()
-    else:
-        raise OptionError(unknown("plan", name, plan_names()) + "; or give a .toml file")
-    try:
-        fields = {"name": Path(name).stem, **tomllib.loads(text), **changes}
-    except tomllib.TOMLDecodeError as error:
-        raise OptionError(f"the plan {name} is not TOML: {error}") from None
-    return _plan(name, fields)
+    return _plan(name, shelf.read("plan", name, *PLANS) | changes)
 
 
 def change_plan(plan: Plan, /, **changes: object) -> Plan:
@@ -111,15 +92,4 @@ def _plan(name: str, fields: dict[str, Any]) -> Plan:
     try:
         return Plan(**fields)
     except ValidationError as error:
-        raise OptionError(validation_message(f"plan {name}", error, Plan.model_fields)) from None
-
-
-def validation_message(what: str, error: ValidationError, known: Any) -> str:
-    """One sentence for pydantic's first complaint."""
-    first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return f"{what}: " + unknown("option", field, known)
-    if first["type"] == "missing":
-        return f"{what}: {field} is missing"
-    return f"{what}: {field} is {first['input']!r}: {first['msg']}"
+        raise shelf.complaint(f"plan {name}", error, Plan.model_fields) from None

@@ -35,7 +35,9 @@ def quantize(network: Network, samples: Samples, *, bits: str = "W8A8", plan: st
     plan = load_plan(plan, **changes) if isinstance(plan, str) else change_plan(plan, **changes)
     width = parse_bits(bits)
     if tuple(samples.images.shape[1:]) != network.input_shape or not len(samples):
-        raise DataError(f"samples are {tuple(samples.images.shape)}; the network takes (N, {', '.join(map(str, network.input_shape))})")
+        raise DataError(
+            f"samples are {tuple(samples.images.shape)}; the network takes (N, {', '.join(map(str, network.input_shape))})"
+        )
     activation_ranges = find_method("ranges", plan.activation_ranges)
     activation_options = activation_ranges.check_options(plan.activation_options)
     student, widths, roots = prepare(network, plan, width)
@@ -44,7 +46,7 @@ def quantize(network: Network, samples: Samples, *, bits: str = "W8A8", plan: st
 
     def find(name: str, values: Chunks) -> Grid:
         flat = torch.cat([value.flatten(1) for value in values]).unsqueeze(0)
-        form = {"bits": widths[name], "symmetric": plan.activation_symmetric}
+        form: dict[str, Any] = {"bits": widths[name], "symmetric": plan.activation_symmetric}
         if plan.keep_scores and is_score(roots[name]):
             low, high = flat.flatten(1).aminmax(dim=1)
         else:
@@ -103,15 +105,16 @@ def _largest_pair(rows: Tensor) -> Tensor:
     """The largest sum of neighbours (0, 1), (2, 3), ... of one sign, along the last axis, in each of (rows, ...)."""
     if rows.shape[-1] % 2:
         rows = torch.cat([rows, torch.zeros_like(rows[..., :1])], -1)
-    pairs = rows.unflatten(-1, (-1, 2))
+    pairs = rows.reshape(*rows.shape[:-1], -1, 2)
     sums = torch.maximum(pairs.clamp(min=0).sum(-1), (-pairs).clamp(min=0).sum(-1))
     return sums.flatten(1).amax(1)
 
 
 def _depthwise(layer: fx.Node) -> bool:
     """Whether each output channel of a convolution reads one input channel; runtimes add those in 32 bits."""
-    groups = layer.args[6] if len(layer.args) > 6 else 1
-    return is_call(layer, CONVOLUTIONS) and groups != 1 and layer.args[1].meta["shape"][1] == 1  # type: ignore[union-attr]
+    groups, weight = layer.args[6] if len(layer.args) > 6 else 1, layer.args[1]
+    assert isinstance(weight, fx.Node)
+    return is_call(layer, CONVOLUTIONS) and bool(groups != 1) and int(weight.meta["shape"][1]) == 1
 
 
 def _activation_grids(
@@ -192,8 +195,4 @@ def _integer_bias_grids(student: Student) -> None:
         scale = torch.maximum(grid.scale, least.view(groups, -1).amax(0))
         weight_quantizer.grid = Grid(scale, grid.zero_point, grid.qmin, grid.qmax, grid.axis)
         bias_scale = (input_grid.scale * scale).repeat(groups)
-        quantizer_of(graph, node).grid = Grid(
-            bias_scale, torch.zeros_like(bias_scale), -(2**31), 2**31 - 1, 0
-        )
-
-
+        quantizer_of(graph, node).grid = Grid(bias_scale, torch.zeros_like(bias_scale), -(2**31), 2**31 - 1, 0)

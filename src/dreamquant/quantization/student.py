@@ -66,10 +66,7 @@ def prepare(network: Network, plan: Plan, bits: Bits) -> tuple[Student, dict[str
 
     Returns also, by the quantizer's name, its bits and, for activations, the node whose values decide its grid.
     """
-    if plan.fold_batchnorm:
-        network = fold_batchnorm(network)
-    else:
-        network = network.with_graph(copy.deepcopy(network.graph))
+    network = fold_batchnorm(network) if plan.fold_batchnorm else network.with_graph(copy.deepcopy(network.graph))
     graph = network.graph
     sites = activation_sites(graph.graph, plan, bits)
     layers = weighted_nodes(graph.graph)

@@ -33,7 +33,7 @@ def walk(
     other node that depends on the images, which it may replace in place. Where no quantizer lies before a node, the two
     lists hold the same tensors. Values are dropped after their last use.
     """
-    pieces = list(images.split(chunk))
+    pieces = list(torch.split(images, chunk))
     stored: dict[fx.Node, Any] = {}
     quantized: dict[fx.Node, list[Any]] = {}
     exact: dict[fx.Node, list[Any]] = {}
@@ -102,7 +102,7 @@ def _compute(graph: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -
     if node.op == "get_attr":
         return tensor_of(graph, node)
     arguments = fx.node.map_arg((node.args, node.kwargs), lambda argument: values[argument])
-    args, kwargs = arguments  # type: ignore[misc]
+    args, kwargs = arguments
     target = graph.get_submodule(str(node.target)) if node.op == "call_module" else node.target
     return target(*args, **kwargs)  # type: ignore[operator]
 

@@ -15,8 +15,8 @@ from dreamquant.errors import DreamQuantError, OptionError
 from dreamquant.methods import Method, find_method, method_names
 from dreamquant.network.graph import Network
 from dreamquant.network.statistics import batch_norms
-from dreamquant.synthesis._loop import Callback
 from dreamquant.samples import Samples
+from dreamquant.synthesis._loop import Callback
 
 SEEDS = range(-(2**63), 2**63)  # what a torch generator takes
 
@@ -24,11 +24,17 @@ __all__ = ["Samples", "needs_batchnorm", "synthesize"]
 
 
 def synthesize(
-    network: Network, count: int, *, method: str = "rsd", seed: int = 0, callback: Callback | None = None, **options: Any
+    network: Network,
+    count: int,
+    *,
+    method: str = "rsd",
+    seed: int = 0,
+    callback: Callback | None = None,
+    **options: Any,
 ) -> Samples:
     """`count` images by a method's name; `options` are the method's own.
 
-    Raises `OptionError` for an unknown method or option, for a count below 1, for a seed that no generator takes, and for a method
+    Raises `OptionError` for an unknown method or option, for a count below 1, a seed that no generator takes, and a method
     that needs BatchNorm statistics where the network has none; `DreamQuantError` when the images are not finite.
     """
     found = find_method("synthesis", method)
@@ -45,7 +51,9 @@ def synthesize(
     options = found.check_options(options)
     samples: Samples = found.function(network, count, seed=seed, callback=callback, **options)
     if not torch.isfinite(samples.images).all():
-        raise DreamQuantError(f"the images of synthesis method {method!r} are not finite; it was run with {options or 'its defaults'}")
+        raise DreamQuantError(
+            f"the images of synthesis method {method!r} are not finite; it was run with {options or 'its defaults'}"
+        )
     return samples
 
 

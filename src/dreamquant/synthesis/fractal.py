@@ -5,8 +5,8 @@ from torch import Tensor
 
 from dreamquant.errors import OptionError
 from dreamquant.network.graph import Network
-from dreamquant.synthesis._loop import Callback
 from dreamquant.samples import Samples
+from dreamquant.synthesis._loop import Callback
 
 PAPER = "Lee et al., Occlusion Models for Natural Images (IJCV 2001); Field, 1/f spectra of natural images (JOSA A 1987)"
 NEEDS_BATCHNORM = False
@@ -44,14 +44,14 @@ def fractal(
     centre, spread = images.mean((0, 2, 3), keepdim=True)[0], images.std((0, 2, 3), keepdim=True)[0]
     images = (images - centre) / spread.clamp(min=1e-6) * std + mean
     if network.mean:
-        black, white = ((torch.full((channels,), end) - torch.tensor(network.mean)) / torch.tensor(network.std) for end in (0.0, 1.0))
+        black, white = (
+            (torch.full((channels,), end) - torch.tensor(network.mean)) / torch.tensor(network.std) for end in (0.0, 1.0)
+        )
         images = images.clamp(black.view(-1, 1, 1), white.view(-1, 1, 1))
     return Samples(images, method="fractal", seed=seed)
 
 
-def _dead_leaves(
-    channels: int, height: int, width: int, leaves: int, chroma: float, generator: torch.Generator
-) -> Tensor:
+def _dead_leaves(channels: int, height: int, width: int, leaves: int, chroma: float, generator: torch.Generator) -> Tensor:
     """An image (C, H, W) of discs, later ones in front; radii follow r^-3 from a pixel to the image's size."""
     size = float(max(height, width))
     rows, columns = torch.arange(height).view(-1, 1), torch.arange(width)
@@ -73,4 +73,5 @@ def _one_over_f(channels: int, height: int, width: int, generator: torch.Generat
     frequency[0, 0] = torch.inf
     spectrum = torch.fft.rfft2(torch.randn((height, width), generator=generator)) / frequency
     noise = torch.fft.irfft2(spectrum, s=(height, width))
-    return (noise / noise.std().clamp(min=1e-6)).expand(channels, height, width)
+    result: Tensor = (noise / noise.std().clamp(min=1e-6)).expand(channels, height, width)
+    return result

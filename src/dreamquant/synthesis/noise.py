@@ -3,8 +3,8 @@
 import torch
 
 from dreamquant.network.graph import Network
-from dreamquant.synthesis._loop import Callback, gaussian
 from dreamquant.samples import Samples
+from dreamquant.synthesis._loop import Callback, gaussian
 
 PAPER = "the baseline of every zero-shot quantization paper"
 NEEDS_BATCHNORM = False

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 from dreamquant.errors import OptionError
 from dreamquant.network.graph import Network
 from dreamquant.network.statistics import batch_norms, probe
+from dreamquant.samples import Samples
 from dreamquant.synthesis._loop import (
     Callback,
     gaussian,
@@ -15,7 +16,6 @@ from dreamquant.synthesis._loop import (
     spread_labels,
     statistics_distance,
 )
-from dreamquant.samples import Samples
 
 PAPER = "Chawla et al., Hybrid and Non-Uniform DNN Quantization Methods Using Retro Synthesis Data (2020), arXiv 2012.13716"
 NEEDS_BATCHNORM = False
@@ -63,6 +63,12 @@ def rsd(
         return match + normal + class_weight * classified
 
     losses = optimize(
-        [images], loss, steps=steps, learning_rate=learning_rate, patience=patience, tolerance=tolerance, callback=callback
+        [images],
+        loss,
+        steps=steps,
+        learning_rate=learning_rate,
+        patience=patience,
+        tolerance=tolerance,
+        callback=callback,
     )
     return Samples(images.detach(), labels, method="rsd", seed=seed, losses=tuple(losses))

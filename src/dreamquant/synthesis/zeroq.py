@@ -4,8 +4,8 @@ import torch
 
 from dreamquant.network.graph import Network
 from dreamquant.network.statistics import batch_norms, probe
-from dreamquant.synthesis._loop import Callback, moment_distance, optimize, precision, statistics_distance
 from dreamquant.samples import Samples
+from dreamquant.synthesis._loop import Callback, moment_distance, optimize, precision, statistics_distance
 
 PAPER = "Cai et al., ZeroQ: A Novel Zero Shot Quantization Framework (CVPR 2020), arXiv 2001.00281"
 NEEDS_BATCHNORM = True
@@ -43,6 +43,12 @@ def zeroq(
         return match + moment_distance((images - mean) / std, *unit, per_sample=True)
 
     losses = optimize(
-        [images], loss, steps=steps, learning_rate=learning_rate, patience=patience, tolerance=tolerance, callback=callback
+        [images],
+        loss,
+        steps=steps,
+        learning_rate=learning_rate,
+        patience=patience,
+        tolerance=tolerance,
+        callback=callback,
     )
     return Samples(images.detach(), method="zeroq", seed=seed, losses=tuple(losses))

@@ -43,7 +43,8 @@ def _fold(module: fx.GraphModule, batch_norm: fx.Node) -> None:
     gamma, beta, mean, var = (
         tensor_of(module, argument) if isinstance(argument, fx.Node) else None for argument in batch_norm.args[1:5]
     )
-    assert mean is not None and var is not None
+    assert mean is not None
+    assert var is not None
     eps = float(batch_norm.args[7])  # type: ignore[arg-type]
     scale = torch.rsqrt(var + eps) * (1.0 if gamma is None else gamma)
 

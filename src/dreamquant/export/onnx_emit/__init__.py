@@ -112,9 +112,7 @@ def _drop_unused(builder: Builder, outputs: Sequence[tuple[str, Fact]]) -> None:
 
 def _record_names(builder: Builder, graph: fx.Graph) -> None:
     """Tell every node what its value is called in the model; those that have none there carry no name."""
-    present = {tensor.name for tensor in builder.initializers} | {
-        name for node in builder.nodes for name in node.output
-    }
+    present = {tensor.name for tensor in builder.initializers} | {name for node in builder.nodes for name in node.output}
     for node in graph.nodes:
         node.meta.pop("origin", None)
         node.meta.pop("transposed", None)

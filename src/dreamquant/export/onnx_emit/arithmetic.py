@@ -220,9 +220,7 @@ def cast(g: Builder, x: Value, *_: Any, **__: Any) -> str:
     return g.cast(x, g.dtype)
 
 
-@emits(
-    aten.clone.default, aten.alias.default, aten.contiguous.default, aten.detach.default, aten.lift_fresh_copy.default
-)
+@emits(aten.clone.default, aten.alias.default, aten.contiguous.default, aten.detach.default, aten.lift_fresh_copy.default)
 def identity(g: Builder, x: Value, **_: Any) -> str:
     return g.op("Identity", x)
 

@@ -266,11 +266,7 @@ class Builder:
         return self.op("Concat", *(self._size(actual, i, size) for i, size in enumerate(shape)), axis=0)
 
     def _size(self, actual: str, index: int, size: int | None) -> str:
-        return (
-            self.op("Gather", actual, self.ints([index], "axis"), axis=0)
-            if size is None
-            else self.ints([size], "shape")
-        )
+        return self.op("Gather", actual, self.ints([index], "axis"), axis=0) if size is None else self.ints([size], "shape")
 
     def axes(self, op_type: str, x: Operand, axes: Sequence[int], since: int = 13, **attributes: Any) -> str:
         """A node whose axes are an input since opset `since` and an attribute before."""

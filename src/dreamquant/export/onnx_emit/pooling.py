@@ -51,9 +51,7 @@ def avg_pool(
     elif include and end != pads:  # the padding asked for counts, what ceil_mode adds does not
         source = g.op("Pad", x, g.ints([0, 0, *pads, 0, 0, *pads], "pads"))
         pads, end, include = [0] * spatial, [e - p for e, p in zip(end, pads, strict=True)], False
-    pooled = g.op(
-        "AveragePool", source, kernel_shape=size, strides=steps, pads=pads + end, count_include_pad=int(include)
-    )
+    pooled = g.op("AveragePool", source, kernel_shape=size, strides=steps, pads=pads + end, count_include_pad=int(include))
     if divisor_override is None:
         return pooled
     return g.op("Mul", pooled, g.const(math.prod(size) / divisor_override, x.dtype))
@@ -65,9 +63,7 @@ def _spatial(g: Builder, x: Value) -> int:
     return x.rank - 2 if x.rank == rank else refuse(f"an input of shape {x.shape} without the batch dimension")
 
 
-def _end_pads(
-    x: Value, size: Sequence[int], steps: Sequence[int], pads: Sequence[int], reach: Sequence[int]
-) -> list[int]:
+def _end_pads(x: Value, size: Sequence[int], steps: Sequence[int], pads: Sequence[int], reach: Sequence[int]) -> list[int]:
     """The padding behind that makes a pooling that rounds down give the sizes torch's ceil_mode gives."""
     ends = []
     for i, (given, step, pad) in enumerate(zip(x.shape[2:], steps, pads, strict=True)):

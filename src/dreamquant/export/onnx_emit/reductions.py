@@ -68,9 +68,7 @@ def argmin(g: Builder, x: Value, dim: int | None = None, keepdim: bool = False) 
 
 
 @emits(aten.topk.default)
-def topk(
-    g: Builder, x: Value, count: int, dim: int = -1, largest: bool = True, ordered: bool = True
-) -> list[str | None]:
+def topk(g: Builder, x: Value, count: int, dim: int = -1, largest: bool = True, ordered: bool = True) -> list[str | None]:
     found = g.ops("TopK", x, g.ints([count]), outputs=2, axis=dim, largest=int(largest), sorted=int(ordered))
     return [*found]
 

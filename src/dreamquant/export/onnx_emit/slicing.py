@@ -16,9 +16,7 @@ PAD_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge", 
 
 
 @emits(aten.slice.Tensor)
-def slice_(
-    g: Builder, x: Value, dim: int = 0, start: Size | None = None, end: Size | None = None, step: int = 1
-) -> str:
+def slice_(g: Builder, x: Value, dim: int = 0, start: Size | None = None, end: Size | None = None, step: int = 1) -> str:
     first, last = 0 if start is None else start, END if end is None else end
     if (first, last, step) == (0, END, 1):
         return g.op("Identity", x)
@@ -73,10 +71,7 @@ def _triangle(g: Builder, x: Value, diagonal: int, upper: int) -> str:
 @emits(aten.unbind.int)
 def unbind(g: Builder, x: Value, dim: int = 0) -> list[str | None]:
     axis, used = x.axis(dim), g.used
-    return [
-        g.op("Gather", x, g.const(i, torch.int64, "index"), axis=axis) if i in used else None
-        for i in range(x.size(axis))
-    ]
+    return [g.op("Gather", x, g.const(i, torch.int64, "index"), axis=axis) if i in used else None for i in range(x.size(axis))]
 
 
 @emits(aten.split_with_sizes.default, aten.split.sizes)

@@ -75,9 +75,7 @@ def _argument(builder: Builder, parent: fx.Node) -> Any:
     fact = builder.facts[parent]
     if fact.kind == "number":
         return Symbol(parent) if fact.value is None else fact.value
-    return (
-        builder.values[parent] if parent in builder.values else refuse(f"it takes all results of {parent.name} at once")
-    )
+    return builder.values[parent] if parent in builder.values else refuse(f"it takes all results of {parent.name} at once")
 
 
 def _constant(builder: Builder, node: fx.Node, names: Names) -> None:
@@ -94,9 +92,7 @@ def _name_results(builder: Builder, node: fx.Node, results: str | list[str | Non
         if user.target is operator.getitem and user in names:
             index = user.args[1]
             assert isinstance(index, int)
-            result = results[index] or refuse(
-                f"only its first {sum(item is not None for item in results)} results are known"
-            )
+            result = results[index] or refuse(f"only its first {sum(item is not None for item in results)} results are known")
             _finish(builder, user, result, names[user])
             results[index] = names[user]
     return None

@@ -100,9 +100,7 @@ def softmax(op: Op) -> fx.Node:
         return op.call(target, op.tensor(0), axis)
     if math.prod(rest) == rest[-1]:
         return op.call(target, op.tensor(0), -1)
-    rows = op.call(
-        target, op.call(aten.flatten.using_ints, op.tensor(0), axis), -1
-    )  # before opset 13: over all of `rest`
+    rows = op.call(target, op.call(aten.flatten.using_ints, op.tensor(0), axis), -1)  # before opset 13: over all of `rest`
     return op.call(aten.unflatten.int, rows, axis, list(rest))
 
 

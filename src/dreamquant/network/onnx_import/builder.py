@@ -142,9 +142,7 @@ def _tensor(array: Array, name: str, model: str) -> torch.Tensor:
     try:
         return torch.from_numpy(np.array(array, order="C"))
     except TypeError as error:
-        raise ModelError(
-            f"{model}: tensor {name!r} is {array.dtype.name}, which torch has no counterpart for"
-        ) from error
+        raise ModelError(f"{model}: tensor {name!r} is {array.dtype.name}, which torch has no counterpart for") from error
 
 
 class Op:
@@ -193,9 +191,7 @@ class Op:
         """Input `index`, which must not depend on the images; UnsupportedOperator otherwise."""
         value = self.value(index)
         if not isinstance(value, Known):
-            self.refuse(
-                f"input {index} ({self.node.input[index]!r}) depends on the images; only a constant can be read"
-            )
+            self.refuse(f"input {index} ({self.node.input[index]!r}) depends on the images; only a constant can be read")
         return value.array
 
     def integers(self, index: int) -> list[int]:
@@ -239,9 +235,7 @@ class Op:
     def only_first_output(self) -> None:
         """Refuse where a further output of this node is asked for."""
         if any(self.node.output[1:]):
-            self.refuse(
-                f"its output {next(filter(None, self.node.output[1:]))!r} is used; only the first can be computed"
-            )
+            self.refuse(f"its output {next(filter(None, self.node.output[1:]))!r} is used; only the first can be computed")
 
     def refuse(self, why: str) -> NoReturn:
         """Raise UnsupportedOperator, naming this node."""

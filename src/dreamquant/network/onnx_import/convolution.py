@@ -49,9 +49,7 @@ def _transposed_window(op: Op, extra: list[int]) -> Window:
     win = _unpadded(op)
     full = [
         stride * (size - 1) + more + (k - 1) * dilation + 1
-        for size, stride, more, k, dilation in zip(
-            op.shape(0)[2:], win.strides, extra, win.kernel, win.dilations, strict=True
-        )
+        for size, stride, more, k, dilation in zip(op.shape(0)[2:], win.strides, extra, win.kernel, win.dilations, strict=True)
     ]
     sizes = op.attribute("output_shape")
     mode = op.attribute("auto_pad", "NOTSET")

@@ -146,9 +146,7 @@ def _add(builder: Builder, node: onnx.NodeProto) -> None:
     inputs = [builder.values.get(name) for name in node.input if name]
     if None in inputs:
         lost = next(name for name in node.input if name and name not in builder.values)
-        raise ModelError(
-            f"{builder.model}: node {label(node)!r} ({node.op_type}) reads {lost!r}, which nothing computes"
-        )
+        raise ModelError(f"{builder.model}: node {label(node)!r} ({node.op_type}) reads {lost!r}, which nothing computes")
     if node.op_type == "If":
         results = _take_branch(builder, node)
     elif node.op_type not in KEPT_WHEN_KNOWN and all(isinstance(value, Known) for value in inputs):
@@ -167,9 +165,7 @@ def _converted(builder: Builder, node: onnx.NodeProto) -> fx.Node | Known | list
         return OPERATORS[node.op_type](Op(builder, node))  # type: ignore[no-any-return]
     except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(
-            f"{builder.model}: node {label(node)!r} ({node.op_type}) cannot be imported: {reason}"
-        ) from error
+        raise ModelError(f"{builder.model}: node {label(node)!r} ({node.op_type}) cannot be imported: {reason}") from error
 
 
 def _fold(builder: Builder, node: onnx.NodeProto) -> list[fx.Node | Known]:
@@ -186,8 +182,7 @@ def _fold(builder: Builder, node: onnx.NodeProto) -> list[fx.Node | Known]:
     except Exception as error:  # the reference implementation has no common base of errors
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UnsupportedOperator(
-            f"{builder.model}: node {label(node)!r} ({node.op_type}) has constant inputs but cannot be computed: "
-            f"{reason}"
+            f"{builder.model}: node {label(node)!r} ({node.op_type}) has constant inputs but cannot be computed: {reason}"
         ) from error
     arrays = iter(results)
     return [Known(name, np.asarray(next(arrays) if name else 0)) for name in node.output]

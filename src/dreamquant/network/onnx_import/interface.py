@@ -22,9 +22,7 @@ def image_input(
     inputs = [entry for entry in graph.input if entry.name not in stored]
     if len(inputs) != 1 or not inputs[0].type.HasField("tensor_type"):
         listed = "; ".join(_described(entry) for entry in inputs) or "none"
-        raise ModelError(
-            f"{name}: a network with one input of images (N, C, H, W) is needed; this one's inputs: {listed}"
-        )
+        raise ModelError(f"{name}: a network with one input of images (N, C, H, W) is needed; this one's inputs: {listed}")
     (entry,) = inputs
     if entry.type.tensor_type.elem_type != FLOAT:
         raise ModelError(f"{name}: its input is {_described(entry)}: {FLOAT32_ONLY}")

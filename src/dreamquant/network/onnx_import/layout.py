@@ -148,9 +148,7 @@ def _border(op: Op, mode: str) -> list[int]:
     start = min(padded, default=rank - 1)
     if mode != "constant":  # torch pads all spatial dimensions of a batch, or none of it
         if start < 2 or rank > 5:
-            op.refuse(
-                f"attribute mode={mode!r} on axes {padded} of a {rank}-dimensional input; only spatial axes are known"
-            )
+            op.refuse(f"attribute mode={mode!r} on axes {padded} of a {rank}-dimensional input; only spatial axes are known")
         start = 2
     return interleaved(before[start:], after[start:])
 

@@ -12,9 +12,7 @@ from onnx import checker, external_data_helper, inliner, numpy_helper
 
 from dreamquant.errors import ModelError
 
-UNKNOWN_RANK = (
-    "Field 'shape' of 'type' is required"  # the checker wants what exporters may leave out and runtimes accept
-)
+UNKNOWN_RANK = "Field 'shape' of 'type' is required"  # the checker wants what exporters may leave out and runtimes accept
 
 
 def read(path: Path) -> onnx.ModelProto:

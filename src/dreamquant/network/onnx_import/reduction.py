@@ -20,9 +20,7 @@ def _sum(op: Op, node: fx.Node, axes: list[int], keep: bool) -> fx.Node:
 
 
 def _product(op: Op, axes: list[int], keep: bool) -> fx.Node:
-    return functools.reduce(
-        lambda node, axis: op.call(aten.prod.dim_int, node, axis, keep), reversed(axes), op.tensor(0)
-    )
+    return functools.reduce(lambda node, axis: op.call(aten.prod.dim_int, node, axis, keep), reversed(axes), op.tensor(0))
 
 
 def _square(op: Op) -> fx.Node:

@@ -67,9 +67,7 @@ def _sizes(op: Op) -> Sizes:
             scales[axis] = given[2][position]
             after[axis] = math.floor(before[axis] * scales[axis])
     if before[:2] != after[:2] or op.rank() not in (3, 4):
-        op.refuse(
-            f"it resizes {tuple(before)} to {tuple(after)}; only the last one or two dimensions of images are known"
-        )
+        op.refuse(f"it resizes {tuple(before)} to {tuple(after)}; only the last one or two dimensions of images are known")
     return Sizes(before[2:], after[2:], None if 3 in given else scales[2:])
 
 
@@ -77,9 +75,7 @@ def _smooth(op: Op, sizes: Sizes) -> fx.Node:
     mode = op.attribute("mode", "nearest")
     where = op.attribute("coordinate_transformation_mode", "half_pixel")
     if (mode, len(sizes.before)) not in SMOOTH:
-        op.refuse(
-            f"attribute mode={mode!r} on {len(sizes.before)} spatial dimensions; known: linear on 1 or 2, cubic on 2"
-        )
+        op.refuse(f"attribute mode={mode!r} on {len(sizes.before)} spatial dimensions; known: linear on 1 or 2, cubic on 2")
     if where not in ("align_corners", *CENTRES) or not _centres_agree(where, sizes):
         op.refuse(
             f"attribute coordinate_transformation_mode={where!r} with mode={mode!r}, from {sizes.before} to "

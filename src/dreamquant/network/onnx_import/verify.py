@@ -11,9 +11,7 @@ from torch import Tensor, fx
 from dreamquant.errors import ModelError
 from dreamquant.network.batch import difference, noise
 
-TOLERANCE = (
-    1e-3  # of 1 + the largest output: two float32 runtimes differ by 1e-6 a layer, a wrong attribute by much more
-)
+TOLERANCE = 1e-3  # of 1 + the largest output: two float32 runtimes differ by 1e-6 a layer, a wrong attribute by much more
 
 
 def verify(graph: fx.GraphModule, path: Path, shape: tuple[int, int, int], batch: int) -> None:
