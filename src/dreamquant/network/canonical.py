@@ -53,6 +53,19 @@ IDENTITIES = {
     aten.lift_fresh_copy.default,
 }
 
+# by the number of spatial dimensions; what `convolution` stands for
+CONVOLUTIONS = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}
+TRANSPOSED_CONVOLUTIONS = {1: aten.conv_transpose1d.default, 2: aten.conv_transpose2d.input, 3: aten.conv_transpose3d.input}
+
+# checks on the way, which compute nothing
+ASSERTIONS = {
+    aten._assert_async.msg,
+    aten._assert_scalar.default,
+    aten._assert_tensor_metadata.default,
+    aten.sym_constrain_range.default,
+    aten.sym_constrain_range_for_size.default,
+}
+
 # another spelling of the same operation on the same arguments
 SYNONYMS = {
     aten.view.default: aten.reshape.default,
@@ -74,7 +87,9 @@ def canonicalize(graph: fx.Graph) -> None:
 
 
 def _canonicalize_node(graph: fx.Graph, node: fx.Node) -> None:
-    if node.target in IDENTITIES or _is_cast_to_same(node):
+    if node.target in ASSERTIONS:
+        graph.erase_node(node)
+    elif node.target in IDENTITIES or _is_cast_to_same(node):
         node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
         graph.erase_node(node)
     elif node.target is aten.relu6.default:
@@ -82,6 +97,13 @@ def _canonicalize_node(graph: fx.Graph, node: fx.Node) -> None:
     elif node.target in SYNONYMS:
         node._rename("reshape" if SYNONYMS[node.target] is aten.reshape.default else "relu")
         node.target = SYNONYMS[node.target]  # type: ignore[assignment]
+    elif node.target is aten.convolution.default:
+        x, weight, bias, stride, padding, dilation, transposed, more, groups = node.args
+        kinds = TRANSPOSED_CONVOLUTIONS if transposed else CONVOLUTIONS
+        node.target = kinds[len(stride)]  # type: ignore[arg-type]
+        node._rename(str(node.target.__name__).split(".")[0])
+        rest = (more, groups, dilation) if transposed else (dilation, groups)
+        node.args = (x, weight, bias, stride, padding, *rest)
     elif node.target is aten._native_batch_norm_legit_no_training.default:
         node._rename("batch_norm")
         x, weight, bias, mean, var, momentum, eps = node.args
@@ -117,7 +139,10 @@ def _is_cast_to_same(node: fx.Node) -> bool:
 
 
 def flatten_attributes(module: nn.Module, graph: fx.Graph) -> fx.GraphModule:
-    """A GraphModule around `graph` whose tensors stand under flat names, one `get_attr` node a tensor, without gradients."""
+    """A GraphModule around `graph` whose tensors stand under flat names, one `get_attr` node a tensor, without gradients.
+
+    `get_attr` nodes get the tensor's dotted name as `meta["origin"]`.
+    """
     root = nn.Module()
     seen: dict[int, fx.Node] = {}
     for node in list(graph.nodes):
@@ -132,6 +157,7 @@ def flatten_attributes(module: nn.Module, graph: fx.Graph) -> fx.GraphModule:
             graph.erase_node(node)
             continue
         seen[id(value)] = node
+        node.meta["origin"] = str(node.target)
         name = str(node.target).replace(".", "_").lstrip("_") or "tensor"
         while hasattr(root, name):
             name += "_"

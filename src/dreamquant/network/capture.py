@@ -62,7 +62,7 @@ def flatten(program: torch.export.ExportedProgram) -> fx.GraphModule:
     flat = flatten_attributes(module, graph)
     flat.eval()
     for node in flat.graph.nodes:
-        node.meta.clear()
+        node.meta = {key: value for key, value in node.meta.items() if key == "origin"}
     flat.graph.lint()
     flat.recompile()
     return flat

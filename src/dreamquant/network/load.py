@@ -35,8 +35,8 @@ def load(
     """The network that `model` names: a module, a `.onnx` or `.pt2` file, `package.module:callable` or `path.py:callable`
     (called without arguments, returns a module), or `timm:NAME` (pretrained, needs the extra `timm`).
 
-    `input_shape` is (C, H, W), needed where the model does not tell it. `mean` and `std`, one number a channel, are what pixels in
-    0..1 are normalised with; those stored in a file are used where none are given. Raises `ModelError` for what cannot be read
+    `input_shape` is (C, H, W), needed where the model does not tell it. `mean` and `std`, one number a channel, are what pixels
+    in 0..1 are normalised with; those stored in a file are used where none are given. Raises `ModelError` for what cannot be read
     or is no network of images, `OptionError` for options that do not fit.
     """
     if bool(mean) != bool(std):

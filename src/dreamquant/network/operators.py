@@ -10,15 +10,9 @@ from torch import fx
 
 from dreamquant.network.graph import aten
 
-# a weight times an activation: input at args[0], weight at args[1], bias at args[2]
-CONVOLUTIONS = {
-    aten.conv1d.default,
-    aten.conv2d.default,
-    aten.conv2d.padding,
-    aten.conv3d.default,
-    aten.conv_transpose2d.input,
-    aten.convolution.default,
-}
+# a weight times an activation: input at args[0], weight at args[1], bias at args[2], groups at args[6]
+TRANSPOSED: set[Any] = {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
+CONVOLUTIONS: set[Any] = {aten.conv1d.default, aten.conv2d.default, aten.conv2d.padding, aten.conv3d.default} | TRANSPOSED
 LINEARS = {aten.linear.default}
 WEIGHTED = CONVOLUTIONS | LINEARS
 
@@ -70,7 +64,7 @@ def is_call(node: object, targets: Set[Any]) -> bool:
 
 def output_channel_axis(node: fx.Node) -> int:
     """The axis of a weighted node's weight that runs over output channels."""
-    return 1 if node.target is aten.conv_transpose2d.input else 0
+    return 1 if node.target in TRANSPOSED else 0
 
 
 def data_nodes(graph: fx.Graph) -> list[fx.Node]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from dreamquant.network.graph import Network, aten, tensor_of
-from dreamquant.network.operators import WEIGHTED, is_call, output_channel_axis
+from dreamquant.network.operators import TRANSPOSED, WEIGHTED, is_call, output_channel_axis
 
 
 def fold_batchnorm(network: Network) -> Network:
@@ -31,7 +31,7 @@ def _foldable(batch_norm: fx.Node) -> bool:
     layer = batch_norm.args[0]
     if not isinstance(layer, fx.Node) or not is_call(layer, WEIGHTED) or len(layer.users) != 1:
         return False
-    if layer.target is aten.conv_transpose2d.input and len(layer.args) > 6 and layer.args[6] != 1:
+    if layer.target in TRANSPOSED and len(layer.args) > 6 and layer.args[6] != 1:
         return False  # grouped transposed convolutions order their output channels differently
     stored = [argument for argument in layer.args[1:3] if isinstance(argument, fx.Node)]
     return all(argument.op == "get_attr" and len(argument.users) == 1 for argument in stored)

@@ -1,0 +1,150 @@
+"""Every synthesis method keeps the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dreamquant.errors import OptionError
+from dreamquant.methods import Method, find_method, method_names
+from dreamquant.network.capture import capture
+from dreamquant.network.graph import Network
+from dreamquant.synthesis import needs_batchnorm, synthesize
+
+METHODS = [find_method("synthesis", name) for name in method_names("synthesis")]
+FREE = [method for method in METHODS if not needs_batchnorm(method)]
+BOUND = [method for method in METHODS if needs_batchnorm(method)]
+
+
+def few(method: Method) -> dict[str, Any]:
+    """Options under which a method is quick."""
+    return {"steps": 3} if "steps" in method.options else {}
+
+
+def dream(network: Network, method: Method, count: int = 3, **settings: Any) -> Tensor:
+    return synthesize(network, count, method=method.name, **{"seed": 1, **few(method), **settings}).images
+
+
+@pytest.fixture(scope="module")
+def plain(fill: Callable[..., nn.Module]) -> Network:
+    """A network without BatchNorm, one channel in."""
+    shape = (1, 9, 6)
+    module = nn.Sequential(nn.Conv2d(1, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4))
+    return capture(fill(module, shape), shape)
+
+
+@pytest.fixture(params=METHODS, ids=lambda method: method.name)
+def method(request: pytest.FixtureRequest) -> Method:
+    return request.param  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_images_fit_the_network(residual: Network, method: Method, count: int) -> None:
+    samples = synthesize(residual, count, method=method.name, **few(method))
+
+    assert samples.images.shape == (count, *residual.input_shape)
+    assert samples.images.dtype == torch.float32
+    assert not samples.images.requires_grad
+    assert bool(samples.images.isfinite().all())
+    assert samples.images.std() > 0
+    assert len(samples) == count
+    assert (samples.method, samples.seed) == (method.name, 0)
+    assert samples.labels is None or samples.labels.shape == (count,)
+    assert residual(samples.images).shape[0] == count
+
+
+@pytest.mark.parametrize("method", FREE, ids=lambda method: method.name)
+def test_what_needs_no_batchnorm_works_without(plain: Network, method: Method) -> None:
+    assert dream(plain, method, 2).shape == (2, 1, 9, 6)
+
+
+@pytest.mark.parametrize("method", BOUND, ids=lambda method: method.name)
+def test_what_needs_batchnorm_says_so_and_names_those_that_do_not(plain: Network, method: Method) -> None:
+    with pytest.raises(OptionError, match=f"{method.name!r} matches BatchNorm statistics, and .* has none") as caught:
+        dream(plain, method)
+    assert str(caught.value).endswith(f"methods that need none: {', '.join(one.name for one in FREE)}")
+
+
+def test_a_seed_gives_the_same_bits_and_another_seed_other_ones(residual: Network, method: Method) -> None:
+    assert torch.equal(dream(residual, method), dream(residual, method))
+    assert not torch.equal(dream(residual, method), dream(residual, method, seed=2))
+
+
+def test_images_of_one_run_differ(residual: Network, method: Method) -> None:
+    one, other = dream(residual, method, 2)
+
+    assert not torch.equal(one, other)
+
+
+def test_the_network_and_the_global_generator_are_left_as_they_were(residual: Network, method: Method) -> None:
+    buffers = {name: tensor.clone() for name, tensor in residual.graph.named_buffers()}
+    code, state, threads = residual.graph.code, torch.random.get_rng_state(), torch.get_num_threads()
+    dream(residual, method)
+
+    assert all(torch.equal(tensor, buffers[name]) for name, tensor in residual.graph.named_buffers())
+    assert all(not tensor.requires_grad for tensor in residual.graph.buffers())
+    assert residual.graph.code == code
+    assert not residual.graph.training
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.get_num_threads() == threads
+    assert torch.is_grad_enabled()
+
+
+def test_progress_is_told(residual: Network, method: Method) -> None:
+    told: list[tuple[int, int, float]] = []
+    dream(residual, method, 4, callback=lambda done, total, loss: told.append((done, total, loss)))
+
+    assert [done for done, _, _ in told] == list(range(1, len(told) + 1))
+    assert all(done <= total for done, total, _ in told)
+    assert all(isinstance(loss, float) for _, _, loss in told)
+    if "steps" in method.options:
+        assert len(told) == 3
+
+
+def test_options_come_as_text_too(residual: Network, method: Method) -> None:
+    options = {name: str(parameter.default) for name, parameter in method.options.items()} | few(method)
+
+    assert torch.equal(dream(residual, method, **options), dream(residual, method))
+
+
+def test_a_method_says_what_it_does_and_where_it_comes_from(method: Method) -> None:
+    assert method.paper
+    assert method.summary.endswith(".")
+    assert isinstance(method.module.NEEDS_BATCHNORM, bool)
+    assert all(parameter.default is not parameter.empty for parameter in method.options.values())
+
+
+@pytest.mark.parametrize("count", [0, -3])
+def test_no_images_are_refused(residual: Network, method: Method, count: int) -> None:
+    with pytest.raises(OptionError, match=f"count is {count}; at least one image is needed"):
+        dream(residual, method, count)
+
+
+def test_an_unknown_option_is_refused(residual: Network, method: Method) -> None:
+    with pytest.raises(OptionError, match=f"unknown option of synthesis method {method.name!r}: 'stepps'"):
+        dream(residual, method, stepps=3)
+
+
+def test_an_unknown_method_is_answered_with_the_nearest(residual: Network) -> None:
+    with pytest.raises(OptionError, match="unknown synthesis method 'zeroqq'; did you mean 'zeroq'"):
+        synthesize(residual, 1, method="zeroqq")
+
+
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_a_network_of_one_batch_size_is_dreamt_with(fill: Callable[..., nn.Module], method: Method, count: int) -> None:
+    class Centred(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.norm(self.conv(x - x.mean(0, keepdim=True))).mean((2, 3))
+            return y
+
+    network = capture(fill(Centred(), (3, 5, 4)), (3, 5, 4))
+    assert network.batch == 2
+    assert dream(network, method, count).shape == (count, 3, 5, 4)
