@@ -41,6 +41,8 @@ def load(
     """
     if bool(mean) != bool(std):
         raise OptionError("mean and std belong together: give both or none")
+    if input_shape is not None and (len(input_shape) != 3 or min(input_shape) < 1):
+        raise OptionError(f"input_shape is {input_shape}; it must be (C, H, W), each at least 1")
     network = _load(model, input_shape)
     if mean is None:
         mean, std = _stored_normalisation(network.source)
@@ -121,6 +123,8 @@ def _import_file(path: Path) -> Any:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
+        if sys.modules.get(path.stem) is module:
+            del sys.modules[path.stem]
         raise ModelError(f"{path} cannot be imported: {type(error).__name__}: {_line(error)}") from error
     return module
 
