@@ -112,11 +112,14 @@ def resolve(
         quantization["plan"] = plan
     _apply(settings, synthesis, quantization)
     synthesis = _checked_synthesis(synthesis)
-    resolved = Recipe(
-        **recipe.model_dump(exclude={"synthesis", "synthesis_without_batchnorm", "quantization", "budget"}),
-        synthesis=Synthesis(**synthesis),
-        quantization=Quantization(**quantization),
-    )
+    try:
+        resolved = Recipe(
+            **recipe.model_dump(exclude={"synthesis", "synthesis_without_batchnorm", "quantization", "budget"}),
+            synthesis=Synthesis(**synthesis),
+            quantization=Quantization(**quantization),
+        )
+    except ValidationError as error:
+        raise shelf.complaint(f"recipe {recipe.name}", error, Recipe.model_fields) from None
     parse_bits(resolved.quantization.bits)
     _check_ranges(resolved.quantization.resolved())
     return resolved

@@ -1,0 +1,148 @@
+"""Recipes are read, resolved before any work is done, and every mistake in them is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dreamquant.errors import OptionError
+from dreamquant.methods import find_method
+from dreamquant.recipe import BUDGETS, Recipe, load_recipe, recipe_names, resolve
+from dreamquant.synthesis import needs_batchnorm
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("has_batchnorm", [True, False])
+@pytest.mark.parametrize("name", recipe_names())
+def test_shipped_recipes_resolve(name: str, has_batchnorm: bool, budget: str) -> None:
+    recipe = load_recipe(name)
+    found = resolve(recipe, has_batchnorm=has_batchnorm, budget=budget)
+
+    assert found.name == name
+    assert found.synthesis_without_batchnorm is None
+    assert found.budget == {}
+    assert found.synthesis.count >= 1
+    assert found.quantization.resolved().name == found.quantization.plan
+    method = find_method("synthesis", found.synthesis.method)
+    assert method.check_options(found.synthesis.options) == found.synthesis.options
+    if recipe.synthesis_without_batchnorm is not None and not has_batchnorm:
+        assert not needs_batchnorm(method)
+    assert resolve(found, has_batchnorm=has_batchnorm, budget=budget) == found  # what is written down can be run again
+
+
+def test_the_default_works_for_networks_of_both_kinds() -> None:
+    recipe = load_recipe("default")
+    for has_batchnorm in (True, False):
+        method = find_method("synthesis", resolve(recipe, has_batchnorm=has_batchnorm).synthesis.method)
+        assert has_batchnorm or not needs_batchnorm(method)
+
+
+def test_a_quick_budget_is_quicker() -> None:
+    recipe = load_recipe("default")
+    quick, standard, paper = (resolve(recipe, has_batchnorm=True, budget=budget).synthesis for budget in BUDGETS)
+
+    assert quick.count <= standard.count
+    assert quick.options["steps"] < standard.options["steps"] < paper.options["steps"]
+
+
+def test_what_is_given_goes_before_the_recipe() -> None:
+    settings = [
+        "synthesis.count=5",
+        "synthesis.steps=7",
+        "quantization.weight_ranges=mse",
+        "quantization.weight_options.power=3.5",
+        'quantization.activation_ranges="percentile"',
+        "quantization.activation_options.percent=99",
+    ]
+    found = resolve(load_recipe("rsd"), has_batchnorm=True, bits="W4A6", plan="brecq", settings=settings)
+    plan = found.quantization.resolved()
+
+    assert (found.synthesis.count, found.synthesis.options["steps"]) == (5, 7)
+    assert (found.quantization.bits, found.quantization.plan) == ("W4A6", "brecq")
+    assert (plan.weight_ranges, plan.weight_options) == ("mse", {"power": 3.5})
+    assert (plan.activation_ranges, plan.activation_options) == ("percentile", {"percent": 99})
+
+
+def test_another_method_keeps_the_counts_and_forgets_the_options() -> None:
+    recipe = load_recipe("default")
+    found = resolve(recipe, has_batchnorm=True, settings=["synthesis.method=fractal", "synthesis.leaves=50"])
+
+    assert found.synthesis.method == "fractal"
+    assert found.synthesis.options == {"leaves": 50}
+    assert found.synthesis.count == recipe.synthesis.count
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("synthesis", "'synthesis' is no setting; write stage.option=value"),
+        ("steps=3", "'steps=3' is no setting"),
+        ("synthesis.=3", "no setting"),
+        ("syntesis.steps=3", "unknown stage 'syntesis'; did you mean 'synthesis'"),
+        ("synthesis.stepps=3", "'stepps'; did you mean 'steps'"),
+        ("synthesis.steps=many", "rsd.steps"),
+        ("synthesis.steps=2.5", "rsd.steps"),
+        ("synthesis.count=0", "synthesis.count is 0; at least one image is needed"),
+        ("synthesis.count=few", "synthesis.count"),
+        ("synthesis.held_out=-1", "synthesis.held_out is -1"),
+        ("synthesis.count.x=1", "synthesis.count"),
+        ("synthesis.method=zeroqq", "unknown synthesis method 'zeroqq'; did you mean 'zeroq'"),
+        ("quantization.bits=8", "bits"),
+        ("quantization.bits=W8", "bits are 'W8'"),
+        ("quantization.plan=3", "plan"),
+        ("quantization.plan=deplyo", "unknown plan 'deplyo'; did you mean 'deploy'"),
+        ("quantization.weight_range=mse", "'weight_range'; did you mean 'weight_ranges'"),
+        ("quantization.weight_ranges=mze", "unknown ranges method 'mze'; did you mean 'mse'"),
+        ("quantization.weight_ranges.power=3", "weight_ranges"),
+        ("quantization.activation_options.power=3", "'power'"),
+        ("quantization.image_bits=9", "image_bits is 9"),
+        ("quantization.weight_options=3", "weight_options is 3"),
+    ],
+)
+def test_impossible_settings_are_refused_in_one_line(settings: str, message: str) -> None:
+    with pytest.raises(OptionError, match=message) as caught:
+        resolve(load_recipe("rsd"), has_batchnorm=True, settings=[settings])
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_budget_or_recipe_is_answered_with_the_nearest() -> None:
+    with pytest.raises(OptionError, match="unknown budget 'quik'; did you mean 'quick'"):
+        resolve(load_recipe("rsd"), has_batchnorm=True, budget="quik")
+    with pytest.raises(OptionError, match=r"unknown recipe 'defualt'; did you mean 'default'.*or give a \.toml file"):
+        load_recipe("defualt")
+
+
+def test_a_recipe_is_read_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('summary = "mine"\n[synthesis]\nmethod = "noise"\n[budget.quick.synthesis]\ncount = 2\n')
+    recipe = load_recipe(str(path))
+
+    assert (recipe.name, recipe.summary) == ("mine", "mine")
+    assert resolve(recipe, has_batchnorm=False, budget="quick").synthesis.count == 2
+    assert recipe.quantization == Recipe.model_fields["quantization"].default
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"summary = ", "is not TOML"),
+        (b"\xff\xfe", "cannot be read|is not TOML"),
+        (b'summary = "x"', "synthesis"),
+        (b'summary = "x"\nsurprise = 1\n[synthesis]\nmethod = "noise"', "unknown option 'surprise'"),
+        (b'summary = "x"\n[synthesis]\nmethod = "noise"\ncount = "few"', "count"),
+        (b'summary = "x"\n[synthesis]\nmethod = "noise"\n[budget.slow.synthesis]\ncount = 1', "slow"),
+        (b'summary = "x"\n[synthesis]\nmethod = "nois"', "unknown synthesis method 'nois'; did you mean 'noise'"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path: Path, text: bytes, message: str) -> None:
+    path = tmp_path / "broken.toml"
+    path.write_bytes(text)
+    with pytest.raises(OptionError, match=message) as caught:
+        resolve(load_recipe(str(path)), has_batchnorm=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"absent\.toml"):
+        load_recipe(str(tmp_path / "absent.toml"))
