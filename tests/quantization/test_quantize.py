@@ -308,16 +308,16 @@ def test_changes_hold_for_a_plan_that_was_made_before(residual: Network, calibra
 
 @pytest.mark.parametrize("count", [1, 3, 8])
 def test_a_network_of_one_batch_size_is_quantized(count: int, images: Callable[..., Tensor]) -> None:
-    class Centred(nn.Module):
+    class Bound(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.conv = nn.Conv2d(3, 4, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            y: Tensor = self.conv(x - x.mean(0, keepdim=True)).amax((2, 3))
+            y: Tensor = self.conv(20 * x.reshape(6, -1).softmax(0).reshape(2, 3, 5, 4)).amax((2, 3))
             return y
 
-    network = capture(Centred().eval(), (3, 5, 4))
+    network = capture(torch.export.export(Bound().eval(), (torch.zeros(2, 3, 5, 4),)))
     assert network.batch == 2
     samples = Samples(images(count, (3, 5, 4)))
     student = quantize(network, samples, activation_ranges="minmax")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from dreamquant.network.graph import Network
+from dreamquant.network.graph import Network, whole_batches
 from dreamquant.network.operators import PRODUCTS, WEIGHTED, is_call
 from dreamquant.quantization.student import Student
 from dreamquant.quantization.walk import Chunks, walk
@@ -55,7 +55,8 @@ def layer_errors(student: Student, images: Tensor) -> list[LayerError]:
         ratio = torch.as_tensor(signal) / torch.as_tensor(noise).clamp(min=1e-30)
         found.append(LayerError(node.name, 10.0 * torch.log10(ratio).item()))
 
-    walk(student.network.graph, images, chunk=student.network.batch or 32, after=after)
+    batch = student.network.batch
+    walk(student.network.graph, whole_batches(images, batch), chunk=batch or 32, after=after)
     return found
 
 

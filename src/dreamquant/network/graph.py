@@ -84,14 +84,19 @@ class Network:
 
 def run_batched(graph: fx.GraphModule, images: Tensor, batch: int | None) -> Tensor:
     """First output of `graph` on `images`, in pieces of `batch` where the graph runs no other size."""
-    pieces = [images] if batch is None else list(torch.split(images, batch))
-    if batch is not None and len(pieces[-1]) < batch:  # fill the last piece up; the surplus is cut off below
-        pieces[-1] = torch.cat([pieces[-1], pieces[-1][:1].expand(batch - len(pieces[-1]), *images.shape[1:])])
     outputs = []
-    for piece in pieces:
+    for piece in [images] if batch is None else torch.split(whole_batches(images, batch), batch):
         output = graph(piece)
         outputs.append(output[0] if isinstance(output, tuple | list) else output)
     return torch.cat(outputs)[: len(images)]
+
+
+def whole_batches(images: Tensor, batch: int | None) -> Tensor:
+    """The images; where a graph can only run batches of `batch`, the last is filled up with copies of its first image."""
+    surplus = 0 if batch is None else len(images) % batch
+    if batch is None or surplus == 0:
+        return images
+    return torch.cat([images, images[-surplus, None].expand(batch - surplus, *images.shape[1:])])
 
 
 def placeholder(graph: fx.Graph) -> fx.Node:

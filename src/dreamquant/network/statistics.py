@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
 
-from dreamquant.network.graph import Network, aten, output_nodes, tensor_of
+from dreamquant.network.graph import Network, aten, output_nodes, tensor_of, whole_batches
 
 EPSILON = 1e-6  # added to variances before the root, as in the official code of ZeroQ, DSG and Genie
 
@@ -34,14 +35,21 @@ def batch_norms(network: Network) -> list[BatchNormStatistics]:
     ]
 
 
-def probe(network: Network) -> fx.GraphModule:
-    """A copy of the graph that returns (first output, [the tensor entering each BatchNorm, ...])."""
+def probe(network: Network) -> Callable[[Tensor], tuple[Tensor, list[Tensor]]]:
+    """A function of images that returns (first output, [the tensor entering each BatchNorm, ...])."""
     graph = copy.deepcopy(network.graph)
     result = next(node for node in reversed(graph.graph.nodes) if node.op == "output")
     entering = [node.args[0] for node in _batch_norm_nodes(graph.graph)]
     result.args = ((output_nodes(graph.graph)[0], entering),)
     graph.recompile()
-    return graph
+
+    def run(images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        pieces = torch.split(whole_batches(images, network.batch), network.batch or len(images))
+        scores, features = zip(*(graph(piece) for piece in pieces), strict=True)
+        joined = [torch.cat(parts)[: len(images)] for parts in zip(*features, strict=True)]
+        return torch.cat(scores)[: len(images)], joined
+
+    return run
 
 
 def moments(features: Tensor, *, per_sample: bool) -> tuple[Tensor, Tensor]:

@@ -58,7 +58,7 @@ def quantize(network: Network, samples: Samples, *, bits: str = "W8A8", plan: st
 
     chunk = network.batch or CHUNK
     images = samples.images
-    if network.batch:  # only whole batches can be run
+    if network.batch:  # only whole batches can be run; each image is to count as often as another
         images = images[torch.arange(-(-len(images) // chunk) * chunk) % len(images)]
     _activation_grids(student, images, roots, find, chunk=chunk)
     _biases(student, images, chunk=chunk)
