@@ -44,7 +44,9 @@ def probe(network: Network) -> Callable[[Tensor], tuple[Tensor, list[Tensor]]]:
     graph.recompile()
 
     def run(images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        pieces = torch.split(whole_batches(images, network.batch), network.batch or len(images))
+        if network.batch is None:
+            return graph(images)  # type: ignore[no-any-return]
+        pieces = torch.split(whole_batches(images, network.batch), network.batch)
         scores, features = zip(*(graph(piece) for piece in pieces), strict=True)
         joined = [torch.cat(parts)[: len(images)] for parts in zip(*features, strict=True)]
         return torch.cat(scores)[: len(images)], joined
