@@ -12,8 +12,9 @@ from torch import Tensor
 class Samples:
     """Images (N, C, H, W), float32, in the network's input space; `labels` (N,) where they were made for classes.
 
-    `losses` is the objective's value at each step (empty if nothing was optimised); `method`, `seed` and `options` say how to
-    make them again.
+    `confidence` (N,) is the probability that the network gives to its own first choice; None where nobody asked it. `losses`
+    is the objective's value at each step (empty if nothing was optimised); `method`, `seed` and `options` say how to make them
+    again.
     """
 
     images: Tensor
@@ -22,6 +23,7 @@ class Samples:
     seed: int = 0
     options: dict[str, Any] = field(default_factory=dict)
     losses: tuple[float, ...] = ()
+    confidence: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)

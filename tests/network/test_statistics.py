@@ -43,7 +43,7 @@ def test_the_probe_gives_what_enters_each_batchnorm(
     x = images(3, network.input_shape)
     with torch.no_grad():
         expected = residual_module(x)
-        output, features = probe(network)(x)
+        output, features, _ = probe(network)(x)
     for hook in hooks:
         hook.remove()
 
@@ -58,7 +58,7 @@ def test_the_probe_lets_gradients_reach_the_images_and_leaves_the_network_alone(
 ) -> None:
     code = network.graph.code
     x = images(2, network.input_shape).requires_grad_()
-    _, features = probe(network)(x)
+    _, features, _ = probe(network)(x)
     features[-1].square().sum().backward()
 
     assert x.grad is not None
@@ -69,7 +69,7 @@ def test_the_probe_lets_gradients_reach_the_images_and_leaves_the_network_alone(
 
 def test_without_batchnorms_there_are_no_statistics(digits: Path) -> None:
     network = load_onnx(digits / "digits_bnfolded.onnx")
-    output, features = probe(network)(torch.zeros(2, *network.input_shape))
+    output, features, _ = probe(network)(torch.zeros(2, *network.input_shape))
 
     assert batch_norms(network) == []
     assert features == []

@@ -7,9 +7,11 @@ BatchNorm statistics says so (`NEEDS_BATCHNORM = True`) and is refused, with a s
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dreamquant.errors import DreamQuantError, OptionError
 from dreamquant.methods import Method, find_method, method_names
@@ -54,7 +56,14 @@ def synthesize(
         raise DreamQuantError(
             f"the images of synthesis method {method!r} are not finite; it was run with {options or 'its defaults'}"
         )
-    return samples
+    return replace(samples, method=method, seed=seed, options=options, confidence=_confidence(network, samples.images))
+
+
+def _confidence(network: Network, images: Tensor) -> Tensor | None:
+    """The probability (N,) of the network's first choice; None for a network that does not score classes."""
+    with torch.no_grad():
+        scores = torch.cat([network(chunk) for chunk in torch.split(images, 64)])
+    return scores.softmax(1).amax(1) if scores.dim() == 2 else None
 
 
 def needs_batchnorm(method: Method) -> bool:

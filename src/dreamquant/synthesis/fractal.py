@@ -48,7 +48,7 @@ def fractal(
             (torch.full((channels,), end) - torch.tensor(network.mean)) / torch.tensor(network.std) for end in (0.0, 1.0)
         )
         images = images.clamp(black.view(-1, 1, 1), white.view(-1, 1, 1))
-    return Samples(images, method="fractal", seed=seed)
+    return Samples(images)
 
 
 def _dead_leaves(channels: int, height: int, width: int, leaves: int, chroma: float, generator: torch.Generator) -> Tensor:

@@ -13,4 +13,4 @@ NEEDS_BATCHNORM = False
 def noise(network: Network, count: int, *, seed: int = 0, callback: Callback | None = None) -> Samples:  # noqa: ARG001
     """Independent Gaussian pixels with the mean and deviation of the input space; nothing is optimised."""
     images = gaussian(network, count, torch.Generator().manual_seed(seed))
-    return Samples(images, method="noise", seed=seed)
+    return Samples(images)

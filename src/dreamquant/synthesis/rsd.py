@@ -9,9 +9,10 @@ from dreamquant.network.statistics import batch_norms, probe
 from dreamquant.samples import Samples
 from dreamquant.synthesis._loop import (
     Callback,
+    class_count,
     gaussian,
-    moment_distance,
-    optimize,
+    input_distance,
+    optimize_images,
     precision,
     spread_labels,
     statistics_distance,
@@ -30,6 +31,7 @@ def rsd(
     steps: int = 500,
     learning_rate: float = 0.1,
     patience: int = 100,
+    schedule: str = "plateau",
     tolerance: float = 0.0,
     class_loss: str = "ce",  # "mse_softmax" is the paper's; its gradient vanishes where there are many classes
     class_weight: float = 1.0,
@@ -43,32 +45,30 @@ def rsd(
     if class_loss not in ("ce", "mse_softmax"):
         raise OptionError(f"rsd.class_loss is {class_loss!r} (known: ce, mse_softmax)")
     generator = torch.Generator().manual_seed(seed)
-    mean, std = network.input_statistics
     targets, graph = batch_norms(network), probe(network)
     images = gaussian(network, count, generator).requires_grad_()
-    with torch.no_grad():
-        classes = graph(images[: network.batch or 1])[0].shape[-1]
+    classes = class_count(network, images)
     labels = spread_labels(count, classes, generator)
-    unit = (images.new_zeros(mean.numel()), images.new_ones(mean.numel()))
 
     def loss() -> torch.Tensor:
         with precision():
-            logits, features = graph(images)
-        match = statistics_distance(features, targets, per_sample=per_sample) / max(len(targets), 1)
-        normal = moment_distance((images - mean) / std, *unit, per_sample=per_sample)
+            seen = graph(images)
+        match = statistics_distance(seen.features, targets, per_sample=per_sample) / max(len(targets), 1)
+        normal = input_distance(network, images, per_sample=per_sample)
         if class_loss == "ce":
-            classified = F.cross_entropy(logits.float(), labels)
+            classified = F.cross_entropy(seen.scores.float(), labels)
         else:
-            classified = F.mse_loss(logits.float().softmax(1), F.one_hot(labels, classes).float(), reduction="sum") / count
+            classified = F.mse_loss(seen.scores.float().softmax(1), F.one_hot(labels, classes).float(), reduction="sum") / count
         return match + normal + class_weight * classified
 
-    losses = optimize(
-        [images],
+    losses = optimize_images(
+        images,
         loss,
         steps=steps,
         learning_rate=learning_rate,
         patience=patience,
+        schedule=schedule,
         tolerance=tolerance,
         callback=callback,
     )
-    return Samples(images.detach(), labels, method="rsd", seed=seed, losses=tuple(losses))
+    return Samples(images.detach(), labels, losses=tuple(losses))

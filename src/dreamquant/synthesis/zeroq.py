@@ -5,7 +5,7 @@ import torch
 from dreamquant.network.graph import Network
 from dreamquant.network.statistics import batch_norms, probe
 from dreamquant.samples import Samples
-from dreamquant.synthesis._loop import Callback, moment_distance, optimize, precision, statistics_distance
+from dreamquant.synthesis._loop import Callback, arranged, input_distance, optimize_images, precision, statistics_distance
 
 PAPER = "Cai et al., ZeroQ: A Novel Zero Shot Quantization Framework (CVPR 2020), arXiv 2001.00281"
 NEEDS_BATCHNORM = True
@@ -20,6 +20,7 @@ def zeroq(
     steps: int = 500,
     learning_rate: float = 0.5,
     patience: int = 100,
+    schedule: str = "plateau",
     tolerance: float = 0.0,  # ours; the published schedule runs all its steps
     start_deviation: float = 0.0136,  # the official code divides by the variance, so it starts from almost nothing
 ) -> Samples:
@@ -32,23 +33,23 @@ def zeroq(
     generator = torch.Generator().manual_seed(seed)
     mean, std = network.input_statistics
     images = (torch.rand((count, *network.input_shape), generator=generator) - 0.5) * (start_deviation * 12**0.5) * std + mean
-    images = images.contiguous(memory_format=torch.channels_last).requires_grad_()
+    images = arranged(images).requires_grad_()
     targets, graph = batch_norms(network), probe(network)
-    unit = (images.new_zeros(mean.numel()), images.new_ones(mean.numel()))
 
     def loss() -> torch.Tensor:
         with precision():
-            _, features = graph(images)
-        match = statistics_distance(features, targets, per_sample=True)
-        return match + moment_distance((images - mean) / std, *unit, per_sample=True)
+            seen = graph(images)
+        match = statistics_distance(seen.features, targets, per_sample=True)
+        return match + input_distance(network, images, per_sample=True)
 
-    losses = optimize(
-        [images],
+    losses = optimize_images(
+        images,
         loss,
         steps=steps,
         learning_rate=learning_rate,
         patience=patience,
+        schedule=schedule,
         tolerance=tolerance,
         callback=callback,
     )
-    return Samples(images.detach(), method="zeroq", seed=seed, losses=tuple(losses))
+    return Samples(images.detach(), losses=tuple(losses))
