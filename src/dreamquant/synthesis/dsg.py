@@ -10,7 +10,6 @@ from dreamquant.network.statistics import batch_norms, moments, probe
 from dreamquant.samples import Samples
 from dreamquant.synthesis._loop import (
     Callback,
-    arranged,
     class_count,
     gaussian,
     input_distance,
@@ -19,6 +18,7 @@ from dreamquant.synthesis._loop import (
     spread_labels,
     total_variation,
 )
+from dreamquant.synthesis._procedural import first_images
 
 PAPER = "Zhang et al., Diversifying Sample Generation for Accurate Data-Free Quantization (CVPR 2021), arXiv 2103.01049"
 NEEDS_BATCHNORM = True
@@ -35,6 +35,7 @@ def dsg(
     patience: int = 260,
     schedule: str = "plateau",
     tolerance: float = 0.0,
+    start: str = "published",  # uniform noise in 0..1; "procedural": dead leaves
     slack: bool = True,  # slack distribution alignment
     enhance: bool = True,  # layerwise sample enhancement
     inhibit: bool = False,  # sample correlation inhibition, of the journal version (arXiv 2109.00212)
@@ -62,7 +63,9 @@ def dsg(
             ((mean - target.mean).abs().quantile(percentile) * slack, (std - target.std).abs().quantile(percentile) * slack)
             for (mean, std), target in zip(gaps, targets, strict=True)
         ]
-    images = arranged(torch.rand((count, *network.input_shape), generator=generator)).requires_grad_()
+    images = first_images(
+        network, count, generator, start, lambda: torch.rand((count, *network.input_shape), generator=generator)
+    )
     labels = spread_labels(count, class_count(network, images), generator)
     weights = 1 + enhance * F.one_hot(torch.arange(count) % len(targets), len(targets))  # (samples, layers): I + 1 1^T
 

@@ -1,12 +1,12 @@
 """Procedural images with the statistics of photographs; no network is asked."""
 
 import torch
-from torch import Tensor
 
 from dreamquant.errors import OptionError
 from dreamquant.network.graph import Network
 from dreamquant.samples import Samples
 from dreamquant.synthesis._loop import Callback
+from dreamquant.synthesis._procedural import procedural
 
 PAPER = "Lee et al., Occlusion Models for Natural Images (IJCV 2001); Field, 1/f spectra of natural images (JOSA A 1987)"
 NEEDS_BATCHNORM = False
@@ -30,48 +30,13 @@ def fractal(
     """
     if leaves < 1:
         raise OptionError(f"leaves is {leaves}; at least one leaf is needed")
-    generator = torch.Generator().manual_seed(seed)
-    channels, height, width = network.input_shape
-    mean, std = network.input_statistics
-    images = torch.empty(count, channels, height, width)
-    for index in range(count):
-        image = _dead_leaves(channels, height, width, leaves, chroma, generator)
-        image += texture * _one_over_f(channels, height, width, generator) * torch.rand((), generator=generator)
-        contrast = 0.75 + 0.5 * torch.rand((), generator=generator)
-        images[index] = image * contrast + 0.25 * torch.randn((), generator=generator)
-        if callback is not None:
-            callback(index + 1, count, 0.0)
-    centre, spread = images.mean((0, 2, 3), keepdim=True)[0], images.std((0, 2, 3), keepdim=True)[0]
-    images = (images - centre) / spread.clamp(min=1e-6) * std + mean
-    if network.mean:
-        black, white = (
-            (torch.full((channels,), end) - torch.tensor(network.mean)) / torch.tensor(network.std) for end in (0.0, 1.0)
-        )
-        images = images.clamp(black.view(-1, 1, 1), white.view(-1, 1, 1))
+    images = procedural(
+        network,
+        count,
+        torch.Generator().manual_seed(seed),
+        leaves=leaves,
+        texture=texture,
+        chroma=chroma,
+        callback=callback,
+    )
     return Samples(images)
-
-
-def _dead_leaves(channels: int, height: int, width: int, leaves: int, chroma: float, generator: torch.Generator) -> Tensor:
-    """An image (C, H, W) of discs, later ones in front; radii follow r^-3 from a pixel to the image's size."""
-    size = float(max(height, width))
-    rows, columns = torch.arange(height).view(-1, 1), torch.arange(width)
-    smallest, largest = max(1.0, 0.03 * size), size
-    image = torch.randn((), generator=generator) + torch.zeros(channels, height, width)
-    uniform = torch.rand((leaves, 3), generator=generator)
-    # inverse of the cumulative distribution of r^-3 on [smallest, largest]
-    radii = (smallest**-2 - uniform[:, 0] * (smallest**-2 - largest**-2)) ** -0.5
-    colours = torch.randn((leaves, 1), generator=generator) + chroma * torch.randn((leaves, channels), generator=generator)
-    for radius, down, right, colour in zip(radii.tolist(), uniform[:, 1].tolist(), uniform[:, 2].tolist(), colours, strict=True):
-        inside = (rows - down * height) ** 2 + (columns - right * width) ** 2 < radius**2
-        image[:, inside] = colour.view(-1, 1)
-    return image
-
-
-def _one_over_f(channels: int, height: int, width: int, generator: torch.Generator) -> Tensor:
-    """Noise (C, H, W) with amplitude 1/f, deviation 1, the same in every channel."""
-    frequency = (torch.fft.fftfreq(height).view(-1, 1).square() + torch.fft.rfftfreq(width).square()).sqrt()
-    frequency[0, 0] = torch.inf
-    spectrum = torch.fft.rfft2(torch.randn((height, width), generator=generator)) / frequency
-    noise = torch.fft.irfft2(spectrum, s=(height, width))
-    result: Tensor = (noise / noise.std().clamp(min=1e-6)).expand(channels, height, width)
-    return result

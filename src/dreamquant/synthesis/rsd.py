@@ -17,6 +17,7 @@ from dreamquant.synthesis._loop import (
     spread_labels,
     statistics_distance,
 )
+from dreamquant.synthesis._procedural import first_images
 
 PAPER = "Chawla et al., Hybrid and Non-Uniform DNN Quantization Methods Using Retro Synthesis Data (2020), arXiv 2012.13716"
 NEEDS_BATCHNORM = False
@@ -33,6 +34,7 @@ def rsd(
     patience: int = 100,
     schedule: str = "plateau",
     tolerance: float = 0.0,
+    start: str = "published",  # Gaussian noise; "procedural": dead leaves
     class_loss: str = "ce",  # "mse_softmax" is the paper's; its gradient vanishes where there are many classes
     class_weight: float = 1.0,
     per_sample: bool = False,
@@ -46,7 +48,7 @@ def rsd(
         raise OptionError(f"rsd.class_loss is {class_loss!r} (known: ce, mse_softmax)")
     generator = torch.Generator().manual_seed(seed)
     targets, graph = batch_norms(network), probe(network)
-    images = gaussian(network, count, generator).requires_grad_()
+    images = first_images(network, count, generator, start, lambda: gaussian(network, count, generator))
     classes = class_count(network, images)
     labels = spread_labels(count, classes, generator)
 

@@ -5,7 +5,8 @@ import torch
 from dreamquant.network.graph import Network
 from dreamquant.network.statistics import batch_norms, probe
 from dreamquant.samples import Samples
-from dreamquant.synthesis._loop import Callback, arranged, input_distance, optimize_images, precision, statistics_distance
+from dreamquant.synthesis._loop import Callback, input_distance, optimize_images, precision, statistics_distance
+from dreamquant.synthesis._procedural import first_images
 
 PAPER = "Cai et al., ZeroQ: A Novel Zero Shot Quantization Framework (CVPR 2020), arXiv 2001.00281"
 NEEDS_BATCHNORM = True
@@ -22,6 +23,7 @@ def zeroq(
     patience: int = 100,
     schedule: str = "plateau",
     tolerance: float = 0.0,  # ours; the published schedule runs all its steps
+    start: str = "published",  # nearly nothing; "procedural": dead leaves
     start_deviation: float = 0.0136,  # the official code divides by the variance, so it starts from almost nothing
 ) -> Samples:
     """Images whose statistics match those that each BatchNorm remembers.
@@ -32,8 +34,14 @@ def zeroq(
     """
     generator = torch.Generator().manual_seed(seed)
     mean, std = network.input_statistics
-    images = (torch.rand((count, *network.input_shape), generator=generator) - 0.5) * (start_deviation * 12**0.5) * std + mean
-    images = arranged(images).requires_grad_()
+    spread = start_deviation * 12**0.5 * std
+    images = first_images(
+        network,
+        count,
+        generator,
+        start,
+        lambda: (torch.rand((count, *network.input_shape), generator=generator) - 0.5) * spread + mean,
+    )
     targets, graph = batch_norms(network), probe(network)
 
     def loss() -> torch.Tensor:

@@ -1,0 +1,162 @@
+"""Every dreamer on one protocol: top-1 by bits and seed, seconds of synthesis, and measures of the images.
+
+    python benchmarks/dreamers.py DATA --suite resnet20 [--only zeroq dsg ...] [--seeds 3] [--bits W8A8 W6A6 W4A4]
+
+DATA holds the folders cifar10 and imagenet. Protocol `zeroq`: all layers the same bits, outputs of activation functions, min-max
+ranges. Top-1 is that of the exported file in ONNX Runtime. A row that is already in the results is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import dreamquant
+from dreamquant.assess.dreams import measure
+from dreamquant.assess.evaluate import evaluate
+from dreamquant.assess.labelled import LabelledImages, load_labelled
+from dreamquant.network.graph import Network
+from dreamquant.run import versions
+from dreamquant.runtime import onnx_runner
+from dreamquant.samples import Samples
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+RESULTS = Path(__file__).parent / "results" / "dreamers.jsonl"
+
+
+@dataclass(frozen=True)
+class Dream:
+    """One line of the table: a method, its options, how many images."""
+
+    method: str
+    options: dict[str, Any] = field(default_factory=dict)
+    count: int = 64
+
+
+FAST = {"schedule": "cosine", "start": "procedural"}
+CIFAR_CLASSES = {"batch": 16, "lower": 0.05, "target": 0.95}
+OURS = {
+    "noise": Dream("noise"),
+    "fractal": Dream("fractal"),
+}
+SUITES: dict[str, tuple[str, str, dict[str, Dream]]] = {
+    "resnet20": (
+        "cifar10/resnet20.pt2",
+        "cifar10",
+        OURS
+        | {
+            "real": Dream("real"),
+            "zeroq": Dream("zeroq"),
+            "dsg": Dream("dsg"),
+            "dsg, 40 images": Dream("dsg", count=40),
+            "dsg, neither": Dream("dsg", {"slack": False, "enhance": False}),
+            "dsg, slack only": Dream("dsg", {"enhance": False}),
+            "dsg, enhancement only": Dream("dsg", {"slack": False}),
+            "rsd": Dream("rsd"),
+            "genie, 600 steps": Dream("genie", {"steps": 600, "batch": 64}),
+            "gdfq": Dream("gdfq", {"conditioning": "embedding"}),
+            "lrq_generator": Dream("lrq_generator", {"conditioning": "embedding"}),
+            "intraq, 300 steps": Dream("intraq", {"steps": 300, **CIFAR_CLASSES}),
+            "lrq, 300 steps": Dream("lrq", {"steps": 300, **CIFAR_CLASSES}),
+        },
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--suite", choices=SUITES, required=True)
+    parser.add_argument("--only", nargs="+", help="labels of the table")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--bits", nargs="+", default=["W8A8", "W6A6", "W4A4"])
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    model, images, dreams = SUITES[given.suite]
+    network = dreamquant.load(given.data / model, mean=MEAN, std=STD)
+    labelled, real = load_images(given.data, images)
+    done = {key(row) for row in map(json.loads, RESULTS.read_text().splitlines())} if RESULTS.exists() else set()
+    for seed in given.seeds:
+        for label in given.only or dreams:
+            rows = [{"suite": given.suite, "label": label, "seed": seed, "bits": bits} for bits in given.bits]
+            missing = [row for row in rows if key(row) not in done]
+            if missing:
+                run(network, dreams[label], missing, labelled, real, seed)
+
+
+def key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[name] for name in ("suite", "label", "seed", "bits"))
+
+
+def load_images(data: Path, which: str) -> tuple[LabelledImages, LabelledImages]:
+    """Images to evaluate on, and others as the real reference."""
+    if which == "cifar10":
+        return load_labelled(data / "cifar10/cifar10_test.npz"), load_labelled(data / "cifar10/cifar10_train20k.npz")
+    names = ("nips2017", "val10x50") if which == "nips2017" else ("val10x50", "nips2017")
+    columns = ("label10" if which == "val10x50" else "label", "label")
+    first, other = (
+        load_labelled(data / f"imagenet/{name}.zip", labels=data / f"imagenet/{name}_labels.csv", label_column=column)
+        for name, column in zip(names, columns, strict=True)
+    )
+    return first, other
+
+
+def photographs(network: Network, real: LabelledImages, count: int, seed: int) -> Samples:
+    """Real images, drawn by `seed` from 1,000 of the set."""
+    shape = network.input_shape
+    pieces = [images for images, _ in real.spread(1000).batches(100, input_shape=shape, mean=MEAN, std=STD)]
+    images = torch.from_numpy(np.concatenate(pieces))
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    return Samples(images[order[:count]], method="real", seed=seed)
+
+
+def run(
+    network: Network, dream: Dream, rows: list[dict[str, Any]], labelled: LabelledImages, real: LabelledImages, seed: int
+) -> None:
+    wall, processor = time.perf_counter(), time.process_time()
+    if dream.method == "real":
+        samples = photographs(network, real, dream.count, seed)
+    else:
+        samples = dreamquant.synthesize(network, dream.count, method=dream.method, seed=seed, **dream.options)
+    wall, processor = time.perf_counter() - wall, time.process_time() - processor
+    measured = measure(network, samples, real=photographs(network, real, dream.count, 1000).images)
+    norms = measured.norms
+    common = {
+        "protocol": "zeroq",
+        "method": dream.method,
+        "options": dream.options,
+        "count": len(samples),
+        "seconds": round(wall, 1),
+        "processor_seconds": round(processor, 1),
+        "threads": 1,
+        "loss": samples.losses[-1] if samples.losses else None,
+        "confidence": measured.classes.confidence if measured.classes else None,
+        "classes": measured.classes.distinct if measured.classes else None,
+        "feature_diversity": round(measured.feature_diversity, 4),
+        "pixel_diversity": round(measured.pixel_diversity, 4),
+        "bn_mean_distance": round(float(np.mean([norm.mean_distance for norm in norms])), 4) if norms else None,
+        "bn_std_distance": round(float(np.mean([norm.std_distance for norm in norms])), 4) if norms else None,
+        "bn_spread": round(float(np.mean([norm.spread for norm in norms])), 4) if norms else None,
+        "coverage": round(measured.coverage.mean, 3) if measured.coverage else None,
+    }
+    for row in rows:
+        student = dreamquant.quantize(network, samples, bits=row["bits"], plan="zeroq")
+        with tempfile.TemporaryDirectory() as folder:
+            artifact = dreamquant.export(student, Path(folder) / "student.onnx", samples)
+            found = evaluate(onnx_runner(artifact.path), labelled, input_shape=network.input_shape, mean=MEAN, std=STD, batch=100)
+        full = row | common | {"top1": found.top1, "images": found.images, **versions()}
+        print(row["suite"], row["label"], row["bits"], seed, f"{found.top1:.2f}", f"{common['processor_seconds']} s", flush=True)
+        with RESULTS.open("a") as file:
+            file.write(json.dumps(full) + "\n")
+
+
+if __name__ == "__main__":
+    main()
