@@ -115,6 +115,46 @@ def residual(residual_module: nn.Module) -> Network:
     return capture(residual_module, RESIDUAL_SHAPE)
 
 
+TRANSFORMER_SHAPE = (3, 12, 8)
+
+
+class Transformer(nn.Module):
+    """Two blocks of attention over six patches and a class token."""
+
+    def __init__(self, width: int = 8, heads: int = 2) -> None:
+        super().__init__()
+        self.heads = heads
+        self.patches = nn.Conv2d(3, width, 4, 4)
+        self.token = nn.Parameter(torch.linspace(-1, 1, width).view(1, 1, width))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.mixes = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(2))
+        self.projections = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
+        self.head = nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1)
+        n, tokens, width = x.shape
+        for norm, mix, project in zip(self.norms, self.mixes, self.projections, strict=True):
+            q, k, v = mix(norm(x)).reshape(n, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+            mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, tokens, width)
+            x = x + F.gelu(project(mixed))
+        logits: Tensor = self.head(x[:, 0])
+        return logits
+
+
+@pytest.fixture(scope="session")
+def transformer_module() -> nn.Module:
+    """A `Transformer` for images (3, 12, 8); not to be changed."""
+    return draw_weights(Transformer(), TRANSFORMER_SHAPE)
+
+
+@pytest.fixture(scope="session")
+def transformer(transformer_module: nn.Module) -> Network:
+    """The same, captured."""
+    return capture(transformer_module, TRANSFORMER_SHAPE)
+
+
 @pytest.fixture(scope="session")
 def residual_onnx(residual_module: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same as an ONNX file of opset 11 with its BatchNorms, from `pixels` to `scores`."""

@@ -153,6 +153,7 @@ def bad(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
         "integers": small(["n", 3, 8, 8], kind=TensorProto.INT64),
         "two_inputs": two_inputs(),
         "dynamic": small(["n", 3, "h", "w"]),
+        "batches": small([4, 3, 8, 8]),
         "old": small(["n", 3, 8, 8], opset=9),
         "unknown": small(["n", 3, 8, 8], helper.make_node("Frobnicate", ["c"], ["y"], name="frob")),
         "foreign": small(["n", 3, 8, 8], helper.make_node("Thing", ["c"], ["y"], name="thing", domain="com.x")),
@@ -304,7 +305,17 @@ SYNTHESIZE = {
     "count 0": Case(FOLDED, ("count is 0", "at least one"), ("-n", "0")),
     "count -2": Case(FOLDED, ("count is -2", "at least one"), ("-n", "-2")),
     "zeroq without BatchNorm": Case(FOLDED, ("'zeroq'", "BatchNorm", "fractal, noise"), ("--method", "zeroq")),
+    "psaq without attention": Case(FOLDED, ("'psaq'", "attention", "fractal, noise"), ("--method", "psaq")),
     "no leaves": Case(FOLDED, ("leaves is -1",), ("--method", "fractal", "-n", "2", "--set", "leaves=-1")),
+    "no pixels to write": Case("dynamic.onnx", ("mean and std", "give both"), ("--input-shape", "3,8,8"), output="dreams"),
+    "folder of other things": Case(FOLDED, ("holds some.txt", "would be lost"), output="kept"),
+    "folder into no folder": Case(FOLDED, ("does not exist",), output="nowhere/dreams"),
+    "file where a folder goes": Case(FOLDED, ("it is a file",), output="plain"),
+    "unknown tool": Case(FOLDED, ("unknown tool 'modelop'", "did you mean 'modelopt'?"), ("--for", "modelop")),
+    "tool without a name": Case("digits.pt2", ("no .onnx file", "--input-name"), ("--for", "modelopt")),
+    "tool and another format": Case(FOLDED, ("out.png", ".npz only"), ("--for", "modelopt"), output="out.png"),
+    "name and another format": Case(FOLDED, ("out.png", ".npz only"), ("--input-name", "x"), output="out.png"),
+    "part of a batch": Case("batches.onnx", ("batches of 4", "6 images"), ("--for", "modelopt", "-n", "6")),
     "synthesis into no folder": Case(FOLDED, ("does not exist",), output="nowhere/out.npz"),
 }
 
@@ -343,7 +354,10 @@ def place(tmp_path: Path, bad: Path) -> Path:
     folder.mkdir()
     for name in ("out.onnx", "out.npz", "file.txt"):
         (folder / name).write_bytes(OLD)
+    (folder / "plain").write_bytes(OLD)
     (folder / "sub.onnx").mkdir()
+    (folder / "kept").mkdir()
+    (folder / "kept" / "some.txt").write_bytes(OLD)
     (folder / "link.onnx").symlink_to(bad / FOLDED)
     os.link(bad / FOLDED, folder / "hard.onnx") if bad.stat().st_dev == folder.stat().st_dev else None
     return folder

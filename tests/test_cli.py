@@ -173,6 +173,38 @@ def test_synthesize(suffix: str, command: Command, digits: Path, tmp_path: Path)
     assert images.dtype == np.float32
 
 
+def test_synthesize_a_folder(command: Command, digits: Path, tmp_path: Path) -> None:
+    output = tmp_path / "dreams"
+    arguments = ("synthesize", digits / "digits.pt2", "-o", output, "--method", "rsd", "-n", "4", "--set", "steps=1", "--quiet")
+    assert command(*arguments).status == 0
+    settings = json.loads((output / "samples.json").read_text())
+    assert (settings["method"], settings["seed"], settings["options"]) == ("rsd", 0, {"steps": 1})
+    assert len(settings["losses"]) == 1
+    assert (output / "labels.csv").read_text().splitlines()[0] == "file,label,confidence"
+    assert command(*arguments).status == 0  # such a folder may be replaced
+    found = json.loads(works(command, "evaluate", digits / FOLDED, output, "--labels", output / "labels.csv", "--json"))
+    assert found["images"] == 4
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "name"),
+    [
+        (FOLDED, ("--for", "modelopt"), "input"),
+        (FOLDED, ("--for", "modelopt", "--input-name", "x:0"), "x:0"),
+        (FOLDED, ("--input-name", "pixels"), "pixels"),
+        ("digits.pt2", ("--for", "modelopt", "--input-name", "pixels"), "pixels"),
+    ],
+)
+def test_synthesize_for_another_tool(
+    model: str, options: tuple[str, ...], name: str, command: Command, digits: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "calib.npz"
+    assert command("synthesize", digits / model, "-o", output, "--method", "noise", "-n", "3", *options).status == 0
+    with np.load(output, allow_pickle=False) as file:
+        assert file.files == [name]
+        assert (file[name].shape, file[name].dtype) == ((3, 1, 16, 16), np.float32)
+
+
 def test_synthesize_labels(command: Command, digits: Path, tmp_path: Path) -> None:
     output = tmp_path / "dreams.npz"
     command("synthesize", digits / "digits.pt2", "-o", output, "--method", "rsd", "-n", "10", "--set", "steps=1")
@@ -209,10 +241,12 @@ def test_inspect(command: Command, digits: Path) -> None:
     assert len(found["batch_norms"]) == 9
     assert found["segments"]
     assert set(found["synthesis"]) == set(method_names("synthesis"))
-    assert all(found["synthesis"].values())
+    assert [name for name, possible in found["synthesis"].items() if not possible] == ["psaq"]
+    assert found["attentions"] == []
     shown = works(command, "inspect", digits / FOLDED, "--plan", "brecq", "--bits", "W4A4")
     assert "0 BatchNorms (folded, or never there)" in shown
     assert "synthesis zeroq: needs BatchNorm statistics, and there are none" in shown
+    assert "synthesis psaq: needs attention, and there is none" in shown
 
 
 def test_recipes_and_methods(command: Command) -> None:
@@ -225,7 +259,7 @@ def test_recipes_and_methods(command: Command) -> None:
     assert all(name in shown for family in ("synthesis", "ranges") for name in method_names(family))
 
 
-@pytest.mark.parametrize("name", ["quantize", "synthesize", "evaluate", "inspect", "recipes", "methods"])
+@pytest.mark.parametrize("name", ["quantize", "synthesize", "dreams", "evaluate", "inspect", "recipes", "methods"])
 def test_help(name: str, command: Command) -> None:
     assert f"dreamquant {name}" in works(command, name, "--help")
 

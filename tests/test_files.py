@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from dreamquant.errors import OutputError
-from dreamquant.files import atomic_path, atomic_write, check_output
+from dreamquant.files import atomic_folder, atomic_path, atomic_write, check_output, check_output_folder
 
 
 def names(folder: Path) -> list[str]:
@@ -180,3 +180,75 @@ def test_the_output_may_not_be_an_input(tmp_path: Path, how: str) -> None:
 def test_too_little_disk_says_how_much_there_is_and_how_much_is_needed(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"1,000,000,000,000\.0 MB are needed and [\d,]+\.\d MB are free"):
         check_output(tmp_path / "out", need_bytes=10**18)
+
+
+def nothing_foreign(folder: Path) -> str:
+    return ""
+
+
+def test_the_folder_is_there_only_after_the_block(tmp_path: Path) -> None:
+    destination = tmp_path / "out"
+    check_output_folder(destination, foreign=nothing_foreign)
+    with atomic_folder(destination) as folder:
+        (folder / "a").write_bytes(b"new")
+        assert not destination.exists()
+    assert (destination / "a").read_bytes() == b"new"
+    with atomic_folder(destination) as folder:
+        (folder / "b").write_bytes(b"newer")
+    assert names(destination) == ["b"]
+    assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt()])
+def test_a_failure_leaves_the_old_folder_and_nothing_else(tmp_path: Path, error: BaseException) -> None:
+    destination = tmp_path / "out"
+    destination.mkdir()
+    (destination / "old").touch()
+    with pytest.raises(type(error)), atomic_folder(destination):
+        raise error
+    assert names(destination) == ["old"]
+    assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EBUSY, "busy"), KeyboardInterrupt()])
+def test_a_folder_that_cannot_be_put_in_place_leaves_the_old_one(
+    tmp_path: Path, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    destination = tmp_path / "out"
+    destination.mkdir()
+    (destination / "old").touch()
+    real = Path.rename
+
+    def rename(path: Path, target: Path) -> Path:
+        if not (path / "new").exists():
+            return real(path, target)
+        raise error
+
+    monkeypatch.setattr(Path, "rename", rename)
+    expected = OutputError if isinstance(error, OSError) else KeyboardInterrupt
+    with pytest.raises(expected), atomic_folder(destination) as folder:
+        (folder / "new").touch()
+    assert names(destination) == ["old"]
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_full_disk_in_a_folder_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="the disk filled up"), atomic_folder(tmp_path / "out"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert names(tmp_path) == []
+
+
+def test_impossible_places_for_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "full").mkdir()
+    cases = {
+        tmp_path / "nowhere" / "out": "the folder .*nowhere does not exist",
+        tmp_path / "file" / "out": ".*file is not a folder",
+        tmp_path / "file": "it is a file",
+        tmp_path / "full": "it is a folder that holds notes, which would be lost",
+        Path.cwd().parent: "it is the working folder",
+    }
+    for destination, reason in cases.items():
+        with pytest.raises(OutputError, match=f"^cannot write .*: {reason}"):
+            check_output_folder(destination, foreign=lambda _: "notes")
+    assert names(tmp_path) == ["file", "full"]

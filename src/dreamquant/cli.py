@@ -6,22 +6,27 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
+import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
 import dreamquant
+from dreamquant.assess.dreams import DreamMeasures, measure
 from dreamquant.assess.evaluate import evaluate as evaluate_run
 from dreamquant.assess.evaluate import torch_runner
 from dreamquant.assess.labelled import load_labelled
-from dreamquant.errors import DreamQuantError, OptionError
-from dreamquant.files import check_output
-from dreamquant.methods import FAMILIES, find_method, method_names
+from dreamquant.errors import DreamQuantError, OptionError, unknown
+from dreamquant.methods import FAMILIES, Method, find_method, method_names
+from dreamquant.network.attention import attentions
+from dreamquant.network.graph import Network
 from dreamquant.network.load import MEAN_KEY, STD_KEY, load, parse_numbers
+from dreamquant.network.onnx_import.interface import image_input
 from dreamquant.network.operators import WEIGHTED, is_call
 from dreamquant.network.segments import segments
 from dreamquant.network.statistics import batch_norms
@@ -30,11 +35,12 @@ from dreamquant.quantization.sites import activation_sites
 from dreamquant.recipe import load_recipe, recipe_names
 from dreamquant.run import Result, run
 from dreamquant.runtime import onnx_runner
-from dreamquant.storage import FORMATS, write_samples
+from dreamquant.storage import FORMATS, check_pixels, check_samples_path, read_samples, write_samples
 from dreamquant.synthesis import needs_batchnorm
 from dreamquant.transform.fold_batchnorm import fold_batchnorm
 
 FAILED, INTERRUPTED = 2, 130
+TOOLS = ("modelopt",)  # that want their calibration images written in a way of their own
 
 app = typer.Typer(
     help="Quantize a trained neural network when its training data may not be touched.",
@@ -48,6 +54,8 @@ Shape = Annotated[str | None, typer.Option("--input-shape", help="size of the im
 Mean = Annotated[str | None, typer.Option(help="what is subtracted from pixels in 0..1, one number a channel: a,b,c")]
 Std = Annotated[str | None, typer.Option(help="what they are then divided by: a,b,c")]
 Seed = Annotated[int, typer.Option(help="same seed, same bits, on one machine")]
+Labels = Annotated[Path | None, typer.Option(help="csv with columns `file` and the label column")]
+LabelColumn = Annotated[str, typer.Option(help="the csv's column of class numbers")]
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="show no progress")]
 
@@ -112,7 +120,9 @@ def quantize(
 @app.command()
 def synthesize(
     model: Model,
-    output: Annotated[Path, typer.Option("--output", "-o", help=f"the file to write: {', '.join(FORMATS)}")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help=f"the file to write: {', '.join(FORMATS)}; without a suffix, a folder of PNGs")
+    ],
     method: Annotated[str, typer.Option(help="a synthesis method (see `methods`)")] = "rsd",
     count: Annotated[int, typer.Option("--count", "-n", help="how many images")] = 64,
     input_shape: Shape = None,
@@ -120,12 +130,19 @@ def synthesize(
     std: Std = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="an option of the method: name=value")] = None,
     seed: Seed = 0,
+    tool: Annotated[
+        str | None, typer.Option("--for", help="modelopt: an .npz of the images alone, under the name of the model's input")
+    ] = None,
+    input_name: Annotated[str | None, typer.Option(help="that name, where MODEL is no .onnx file to take it from")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Let MODEL dream images and write them."""
-    if output.suffix not in FORMATS:
-        raise OptionError(f"the output is {output}; its suffix must tell the format (known: {', '.join(FORMATS)})")
-    check_output(output, inputs=[Path(model)] if Path(model).is_file() else [])
+    if tool is not None and tool not in TOOLS:
+        raise OptionError(unknown("tool", tool, TOOLS))
+    if tool and not input_name and not model.endswith(".onnx"):
+        raise OptionError(f"{model} is no .onnx file, so the name that {tool} knows its input by must be given: --input-name")
+    named = bool(tool or input_name)
+    check_samples_path(output, inputs=[Path(model)] if Path(model).is_file() else [], named=named)
     options: dict[str, Any] = {}
     for setting in settings or []:
         name, separator, value = setting.partition("=")
@@ -134,6 +151,10 @@ def synthesize(
         options[name.removeprefix("synthesis.")] = value
     options = find_method("synthesis", method).check_options(options)
     network = load(model, input_shape=_shape(input_shape), mean=_numbers(mean), std=_numbers(std))
+    if not output.suffix:
+        check_pixels(network)
+    if named:
+        _check_whole_batches(network, count)
     with _progress(quiet) as progress:
         samples = dreamquant.synthesize(
             network,
@@ -143,7 +164,7 @@ def synthesize(
             callback=lambda done, total, loss: progress("dreaming images", done, total, loss),
             **options,
         )
-    write_samples(samples, network, output)
+    write_samples(samples, network, output, input_name=(input_name or network.input_name) if named else "")
     _console(stderr=True).print(f"{len(samples)} images by {method} -> {output}")
 
 
@@ -153,8 +174,8 @@ def evaluate(
     data: Annotated[
         Path, typer.Argument(help="a folder with one sub-folder a class, a folder or .zip with --labels, or an .npz")
     ],
-    labels: Annotated[Path | None, typer.Option(help="csv with columns `file` and the label column")] = None,
-    label_column: Annotated[str, typer.Option(help="the csv's column of class numbers")] = "label",
+    labels: Labels = None,
+    label_column: LabelColumn = "label",
     input_shape: Shape = None,
     mean: Mean = None,
     std: Std = None,
@@ -196,6 +217,38 @@ def evaluate(
 
 
 @app.command()
+def dreams(
+    model: Model,
+    samples: Annotated[Path, typer.Argument(help="a .safetensors or .npz file that `synthesize` wrote")],
+    data: Annotated[Path | None, typer.Option(help="real images to compare ranges with, as `evaluate` takes them")] = None,
+    labels: Labels = None,
+    label_column: LabelColumn = "label",
+    plan: Annotated[str, typer.Option(help="the plan whose tensors are compared")] = "zeroq",
+    input_shape: Shape = None,
+    mean: Mean = None,
+    std: Std = None,
+    as_json: Json = False,
+) -> None:
+    """Measure the images in SAMPLES: distance to MODEL's BatchNorms, diversity, classes and, against real images, ranges."""
+    chosen, dreamt = load_plan(plan), read_samples(samples)
+    if labels is not None and data is None:
+        raise OptionError(f"{labels} are labels of images, and there are none: give --data")
+    images = None if data is None else load_labelled(data, labels=labels, label_column=label_column).spread(len(dreamt))
+    network = load(model, input_shape=_shape(input_shape), mean=_numbers(mean), std=_numbers(std))
+    real = None
+    if images is not None:
+        if not network.mean:
+            raise OptionError(f"{model} does not store how pixels are normalised: give --mean and --std")
+        batches = images.batches(len(images), input_shape=network.input_shape, mean=network.mean, std=network.std)
+        real = torch.from_numpy(next(batches)[0])
+    found = measure(network, dreamt, real=real, plan=chosen)
+    if as_json:
+        print(json.dumps(asdict(found), indent=2))  # noqa: T201
+    else:
+        _print_dreams(found)
+
+
+@app.command()
 def inspect(
     model: Model,
     input_shape: Shape = None,
@@ -208,8 +261,8 @@ def inspect(
     network = load(model, input_shape=_shape(input_shape))
     graph = network.graph.graph
     quantized = fold_batchnorm(network) if chosen.fold_batchnorm else network
-    norms = batch_norms(network)
-    usable = {name: bool(norms) or not needs_batchnorm(find_method("synthesis", name)) for name in method_names("synthesis")}
+    norms, mixing = batch_norms(network), attentions(network)
+    lacking = {name: _lacking(find_method("synthesis", name), bool(norms), bool(mixing)) for name in method_names("synthesis")}
     found = {
         "model": network.source.text,
         "input_shape": network.input_shape,
@@ -225,6 +278,7 @@ def inspect(
             if is_call(node, WEIGHTED)
         ],
         "batch_norms": [{"name": norm.name, "channels": len(norm.mean)} for norm in norms],
+        "attentions": [{"output": layer.output.name, "patches": layer.patches} for layer in mixing],
         "segments": [
             {
                 "input": segment.input.name,
@@ -237,12 +291,19 @@ def inspect(
             {"tensor": site.node.name, "bits": site.bits, "grid_of": site.root.name}
             for site in activation_sites(quantized.graph.graph, chosen, width)
         ],
-        "synthesis": usable,
+        "synthesis": {name: not what for name, what in lacking.items()},
     }
     if as_json:
         print(json.dumps(found, indent=2))  # noqa: T201
     else:
-        _print_inspection(found)
+        _print_inspection(found, lacking)
+
+
+def _lacking(method: Method, norms: bool, mixing: bool) -> str:
+    """What a synthesis method would need that a network does not have."""
+    if needs_batchnorm(method) and not norms:
+        return "needs BatchNorm statistics, and there are none"
+    return "needs attention, and there is none" if getattr(method.module, "NEEDS_ATTENTION", False) and not mixing else ""
 
 
 @app.command()
@@ -271,6 +332,14 @@ def methods(as_json: Json = False) -> None:
             options = ", ".join(f"{key}={parameter.default}" for key, parameter in method.options.items())
             table.add_row(family, name, method.summary, options)
     _console().print(table)
+
+
+def _check_whole_batches(network: Network, count: int) -> None:
+    """Another tool feeds an ONNX file the batches that it declares, where this package may be able to run any."""
+    proto = network.source.proto
+    batch = network.batch if proto is None else image_input(proto.graph, network.source.text, network.input_shape)[2]
+    if count % (batch or 1):
+        raise OptionError(f"{network.source.text} takes batches of {batch}, and {count} images are no whole number of them")
 
 
 def _shape(text: str | None) -> tuple[int, int, int] | None:
@@ -360,7 +429,7 @@ def _print_result(result: Result) -> None:
     console.print(table)
 
 
-def _print_inspection(found: dict[str, Any]) -> None:
+def _print_inspection(found: dict[str, Any], lacking: dict[str, str]) -> None:
     console = _console()
     batch = "any batch" if found["batch"] is None else f"batch {found['batch']} only"
     console.print(f"{found['model']}: images {found['input_shape']}, {batch}")
@@ -369,6 +438,7 @@ def _print_inspection(found: dict[str, Any]) -> None:
         table.add_row(*(str(layer[key]) for key in ("name", "operator", "weight", "output")))
     console.print(table)
     console.print(f"{len(found['batch_norms'])} BatchNorms" + ("" if found["batch_norms"] else " (folded, or never there)"))
+    console.print(f"{len(found['attentions'])} attentions")
     table = Table("segment", "from", "to", "layers")
     for number, segment in enumerate(found["segments"]):
         table.add_row(str(number), segment["input"], segment["output"], ", ".join(segment["layers"]))
@@ -377,5 +447,37 @@ def _print_inspection(found: dict[str, Any]) -> None:
     for site in found["sites"]:
         table.add_row(site["tensor"], str(site["bits"]), site["grid_of"])
     console.print(table)
-    for name, possible in found["synthesis"].items():
-        console.print(f"synthesis {name}: {'possible' if possible else 'needs BatchNorm statistics, and there are none'}")
+    for name, what in lacking.items():
+        console.print(f"synthesis {name}: {what or 'possible'}")
+
+
+def _print_dreams(found: DreamMeasures) -> None:
+    console = _console()
+    table = Table(Column(), Column(overflow="fold"), box=None, show_header=False)
+    table.add_row("images", str(found.images))
+    table.add_row(
+        "diversity", f"{found.feature_diversity:.3f} of features, {found.pixel_diversity:.3f} of pixels (mean 1 - cosine)"
+    )
+    classes, coverage, norms = found.classes, found.coverage, found.norms
+    if classes is not None:
+        table.add_row(
+            "classes",
+            f"{classes.distinct} of {classes.classes}, the most frequent three {classes.top3:.1f} %,"
+            f" mean confidence {classes.confidence:.3f}",
+        )
+        if classes.label_agreement is not None:
+            table.add_row("labels", f"{classes.label_agreement:.1f} % predicted as labelled")
+    if coverage is not None:
+        table.add_row(
+            "ranges",
+            f"{coverage.mean:.2f} times as wide as on {coverage.real_images} real images, at worst {coverage.worst:.2f}"
+            f" ({len(coverage.sites)} tensors of plan {coverage.plan})",
+        )
+    means = [sum(values) / len(norms) for values in zip(*(norm.distances for norm in norms), strict=True)]
+    table.add_row("BatchNorm", "mean {:.3f}, std {:.3f} away, spread {:.3f}".format(*means) if norms else "none")
+    console.print(table)
+    if norms:
+        table = Table("BatchNorm", "mean", "std", "spread")
+        for norm in norms:
+            table.add_row(norm.name, *(f"{value:.3f}" for value in norm.distances))
+        console.print(table)

@@ -6,7 +6,7 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -60,16 +60,68 @@ def check_output(destination: Path, *, inputs: Iterable[Path] = (), need_bytes: 
     _create_beside(place, destination).unlink()
 
 
+@contextmanager
+def atomic_folder(destination: Path) -> Iterator[Path]:
+    """An empty temporary folder to fill, beside `destination`.
+
+    When the block ends it takes `destination`'s place, and a folder that was there is removed with all that is in it: ask
+    `check_output_folder` before. When the block raises (Ctrl-C too) the temporary folder is removed and `destination` is as
+    it was. Raises OutputError when the folder cannot be created or put in place, or when the disk fills up inside the block.
+    """
+    place = _real(destination)
+    temporary = _create_folder_beside(place, destination)
+    try:
+        yield temporary
+        _replace_folder(temporary, place, destination)
+    except Exception as error:
+        if _is_full(error, place.parent):
+            raise OutputError(f"cannot write {destination}: the disk filled up while writing") from error
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_output_folder(destination: Path, *, foreign: Callable[[Path], str]) -> None:
+    """Raise OutputError, in one sentence, when `destination` could not be written as a folder.
+
+    The folder around it must exist and take a new one. What is at `destination` already must be a folder, not the working
+    folder, and hold nothing that must be kept: `foreign` gives the name of such a thing, or "".
+    """
+    place = _real(destination)
+    try:
+        reason = _unfit_folder(place, foreign)
+    except OSError as error:
+        raise OutputError(f"cannot write {destination}: {error.strerror}") from error
+    if reason:
+        raise OutputError(f"cannot write {destination}: {reason}")
+    _create_folder_beside(place, destination).rmdir()
+
+
 def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _unfit(place: Path) -> str:
-    folder = place.parent
+def _no_folder(folder: Path) -> str:
     if not folder.exists():
         return f"the folder {folder} does not exist"
-    if not folder.is_dir():
-        return f"{folder} is not a folder"
+    return "" if folder.is_dir() else f"{folder} is not a folder"
+
+
+def _unfit_folder(place: Path, foreign: Callable[[Path], str]) -> str:
+    if not place.exists():
+        return _no_folder(place.parent)
+    if not place.is_dir():
+        return "it is a file, and a folder is to be written"
+    if Path.cwd().is_relative_to(place):
+        return "it is the working folder, which cannot be replaced"
+    kept = foreign(place)
+    return f"it is a folder that holds {kept}, which would be lost; give a new or an empty one" if kept else ""
+
+
+def _unfit(place: Path) -> str:
+    missing = _no_folder(place.parent)
+    if missing:
+        return missing
     if place.is_dir():
         return "it is a folder, and a file is to be written"
     if place.exists() and not place.is_file():
@@ -104,6 +156,36 @@ def _create_beside(place: Path, destination: Path) -> Path:
     except OSError as error:
         raise OutputError(f"cannot write {destination}: {place.parent}: {error.strerror}") from error
     return temporary
+
+
+def _create_folder_beside(place: Path, destination: Path) -> Path:
+    """A new empty folder in `place`'s folder."""
+    temporary = place.with_name(f".dreamquant-{secrets.token_hex(6)}")
+    try:
+        temporary.mkdir()
+    except OSError as error:
+        raise OutputError(f"cannot write {destination}: {place.parent}: {error.strerror}") from error
+    return temporary
+
+
+def _replace_folder(temporary: Path, place: Path, destination: Path) -> None:
+    old = place.with_name(f".dreamquant-{secrets.token_hex(6)}")
+    try:
+        for path in temporary.iterdir():
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+        try:
+            if place.exists():
+                shutil.copymode(place, temporary)
+                place.rename(old)
+            temporary.rename(place)
+        except BaseException:
+            if old.exists():
+                old.rename(place)
+            raise
+    except OSError as error:
+        raise OutputError(f"cannot write {destination}: {error.strerror}") from error
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _replace(temporary: Path, place: Path, destination: Path) -> None:

@@ -95,6 +95,19 @@ def test_every_source_gives_the_same_images(tmp_path: Path) -> None:
     assert np.array_equal(everything(by_class, 1, (3, 8, 8)), expected[[1, 3, 0, 2]])
 
 
+def test_a_spread_part_of_a_sorted_set_has_every_class(tmp_path: Path) -> None:
+    labels = np.repeat(np.arange(5), 20)
+    pixels = np.broadcast_to(np.arange(100, dtype=np.uint8)[:, None, None], (100, 4, 4))
+    whole = load_labelled(write_npz(tmp_path / "d.npz", x=pixels, y=labels))
+    part = whole.spread(10)
+
+    assert len(part) == 10
+    assert np.bincount(part.labels).tolist() == [2] * 5
+    images = np.concatenate([images for images, _ in part.batches(4, input_shape=(1, 4, 4), mean=[0], std=[1])])
+    np.testing.assert_allclose(images[:, 0, 0, 0] * 255, np.arange(10) * 10, rtol=1e-5)
+    assert whole.spread(100) is whole.spread(1000) is whole
+
+
 def test_batches_may_be_read_twice_and_side_by_side(tmp_path: Path) -> None:
     archive = write_zip(tmp_path / "d.zip", {f"{i}.png": png(noise(4, 4, 3, seed=i)) for i in range(4)})
     table = write_csv(tmp_path / "l.csv", "file,label", *(f"{i}.png,{i}" for i in range(4)))

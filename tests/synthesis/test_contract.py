@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dreamquant.errors import OptionError
 from dreamquant.methods import Method, find_method, method_names
@@ -18,6 +19,7 @@ from dreamquant.synthesis import needs_batchnorm, synthesize
 METHODS = [find_method("synthesis", name) for name in method_names("synthesis")]
 FREE = [method for method in METHODS if not needs_batchnorm(method)]
 BOUND = [method for method in METHODS if needs_batchnorm(method)]
+ATTENTIVE = [method for method in METHODS if getattr(method.module, "NEEDS_ATTENTION", False)]
 
 
 def few(method: Method) -> dict[str, Any]:
@@ -42,11 +44,17 @@ def method(request: pytest.FixtureRequest) -> Method:
     return request.param  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("count", [1, 5])
-def test_images_fit_the_network(residual: Network, method: Method, count: int) -> None:
-    samples = synthesize(residual, count, method=method.name, **few(method))
+@pytest.fixture
+def network(method: Method, residual: Network, transformer: Network) -> Network:
+    """One that the method can work on."""
+    return transformer if method in ATTENTIVE else residual
 
-    assert samples.images.shape == (count, *residual.input_shape)
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_images_fit_the_network(network: Network, method: Method, count: int) -> None:
+    samples = synthesize(network, count, method=method.name, **few(method))
+
+    assert samples.images.shape == (count, *network.input_shape)
     assert samples.images.dtype == torch.float32
     assert not samples.images.requires_grad
     assert bool(samples.images.isfinite().all())
@@ -54,12 +62,25 @@ def test_images_fit_the_network(residual: Network, method: Method, count: int) -
     assert len(samples) == count
     assert (samples.method, samples.seed) == (method.name, 0)
     assert samples.labels is None or samples.labels.shape == (count,)
-    assert residual(samples.images).shape[0] == count
+    assert network(samples.images).shape[0] == count
 
 
 @pytest.mark.parametrize("method", FREE, ids=lambda method: method.name)
-def test_what_needs_no_batchnorm_works_without(plain: Network, method: Method) -> None:
-    assert dream(plain, method, 2).shape == (2, 1, 9, 6)
+def test_what_needs_no_batchnorm_works_without(plain: Network, transformer: Network, method: Method) -> None:
+    network = transformer if method in ATTENTIVE else plain
+    assert dream(network, method, 2).shape == (2, *network.input_shape)
+
+
+@pytest.mark.parametrize("method", ATTENTIVE, ids=lambda method: method.name)
+def test_what_needs_attention_says_so_and_names_methods_that_work(residual: Network, plain: Network, method: Method) -> None:
+    for network, works in ((residual, [one.name for one in METHODS if one not in ATTENTIVE]), (plain, ["fractal", "noise"])):
+        with pytest.raises(
+            OptionError, match=f"{method.name!r} .* attention, and .* has no softmax between two products"
+        ) as caught:
+            dream(network, method)
+        named = str(caught.value).partition("; methods that work on it: ")[2].split(", ")
+        assert set(works) <= set(named)
+        assert not {one.name for one in ATTENTIVE} & set(named)
 
 
 @pytest.mark.parametrize("method", BOUND, ids=lambda method: method.name)
@@ -69,34 +90,34 @@ def test_what_needs_batchnorm_says_so_and_names_those_that_do_not(plain: Network
     assert str(caught.value).endswith(f"methods that need none: {', '.join(one.name for one in FREE)}")
 
 
-def test_a_seed_gives_the_same_bits_and_another_seed_other_ones(residual: Network, method: Method) -> None:
-    assert torch.equal(dream(residual, method), dream(residual, method))
-    assert not torch.equal(dream(residual, method), dream(residual, method, seed=2))
+def test_a_seed_gives_the_same_bits_and_another_seed_other_ones(network: Network, method: Method) -> None:
+    assert torch.equal(dream(network, method), dream(network, method))
+    assert not torch.equal(dream(network, method), dream(network, method, seed=2))
 
 
-def test_images_of_one_run_differ(residual: Network, method: Method) -> None:
-    one, other = dream(residual, method, 2)
+def test_images_of_one_run_differ(network: Network, method: Method) -> None:
+    one, other = dream(network, method, 2)
 
     assert not torch.equal(one, other)
 
 
-def test_the_network_and_the_global_generator_are_left_as_they_were(residual: Network, method: Method) -> None:
-    buffers = {name: tensor.clone() for name, tensor in residual.graph.named_buffers()}
-    code, state, threads = residual.graph.code, torch.random.get_rng_state(), torch.get_num_threads()
-    dream(residual, method)
+def test_the_network_and_the_global_generator_are_left_as_they_were(network: Network, method: Method) -> None:
+    buffers = {name: tensor.clone() for name, tensor in network.graph.named_buffers()}
+    code, state, threads = network.graph.code, torch.random.get_rng_state(), torch.get_num_threads()
+    dream(network, method)
 
-    assert all(torch.equal(tensor, buffers[name]) for name, tensor in residual.graph.named_buffers())
-    assert all(not tensor.requires_grad for tensor in residual.graph.buffers())
-    assert residual.graph.code == code
-    assert not residual.graph.training
+    assert all(torch.equal(tensor, buffers[name]) for name, tensor in network.graph.named_buffers())
+    assert all(not tensor.requires_grad for tensor in network.graph.buffers())
+    assert network.graph.code == code
+    assert not network.graph.training
     assert torch.equal(torch.random.get_rng_state(), state)
     assert torch.get_num_threads() == threads
     assert torch.is_grad_enabled()
 
 
-def test_progress_is_told(residual: Network, method: Method) -> None:
+def test_progress_is_told(network: Network, method: Method) -> None:
     told: list[tuple[int, int, float]] = []
-    dream(residual, method, 4, callback=lambda done, total, loss: told.append((done, total, loss)))
+    dream(network, method, 4, callback=lambda done, total, loss: told.append((done, total, loss)))
 
     assert [done for done, _, _ in told] == list(range(1, len(told) + 1))
     assert all(done <= total for done, total, _ in told)
@@ -105,10 +126,10 @@ def test_progress_is_told(residual: Network, method: Method) -> None:
         assert len(told) == 3
 
 
-def test_options_come_as_text_too(residual: Network, method: Method) -> None:
+def test_options_come_as_text_too(network: Network, method: Method) -> None:
     options = {name: str(parameter.default) for name, parameter in method.options.items()} | few(method)
 
-    assert torch.equal(dream(residual, method, **options), dream(residual, method))
+    assert torch.equal(dream(network, method, **options), dream(network, method))
 
 
 def test_a_method_says_what_it_does_and_where_it_comes_from(method: Method) -> None:
@@ -119,14 +140,14 @@ def test_a_method_says_what_it_does_and_where_it_comes_from(method: Method) -> N
 
 
 @pytest.mark.parametrize("count", [0, -3])
-def test_no_images_are_refused(residual: Network, method: Method, count: int) -> None:
+def test_no_images_are_refused(network: Network, method: Method, count: int) -> None:
     with pytest.raises(OptionError, match=f"count is {count}; at least one image is needed"):
-        dream(residual, method, count)
+        dream(network, method, count)
 
 
-def test_an_unknown_option_is_refused(residual: Network, method: Method) -> None:
+def test_an_unknown_option_is_refused(network: Network, method: Method) -> None:
     with pytest.raises(OptionError, match=f"unknown option of synthesis method {method.name!r}: 'stepps'"):
-        dream(residual, method, stepps=3)
+        dream(network, method, stepps=3)
 
 
 def test_an_unknown_method_is_answered_with_the_nearest(residual: Network) -> None:
@@ -144,7 +165,8 @@ def test_a_network_of_one_batch_size_is_dreamt_with(fill: Callable[..., nn.Modul
         def forward(self, x: Tensor) -> Tensor:
             if not self.training:  # such sizes hold for two images alone
                 x = 20 * x.reshape(6, -1).softmax(0).reshape(2, 3, 5, 4)
-            y: Tensor = self.norm(self.conv(x)).mean((2, 3))
+            x = self.norm(self.conv(x)).flatten(2).transpose(1, 2)
+            y: Tensor = F.scaled_dot_product_attention(x, x, x).mean(1)
             return y
 
     module = fill(Bound(), (3, 5, 4))

@@ -38,6 +38,19 @@ class LabelledImages:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def spread(self, count: int) -> LabelledImages:
+        """`count` of the images at even distances, so that a set sorted by class keeps them all; all if there are fewer."""
+        if count >= len(self):
+            return self
+        chosen = np.arange(count) * len(self) // count
+
+        @contextmanager
+        def reader() -> Iterator[Reader]:
+            with self.reader() as read:
+                yield lambda i: read(int(chosen[i]))
+
+        return LabelledImages(self.labels[chosen], reader)
+
     def batches(
         self, size: int, *, input_shape: tuple[int, int, int], mean: Sequence[float], std: Sequence[float]
     ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:

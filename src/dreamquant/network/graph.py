@@ -68,6 +68,11 @@ class Network:
         return replace(self, graph=graph)
 
     @property
+    def input_name(self) -> str:
+        """The name of the input in the ONNX file that the network was read from; empty where it came from elsewhere."""
+        return str(placeholder(self.graph.graph).meta.get("origin", "")) if self.source.kind == "onnx" else ""
+
+    @property
     def input_statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation (C, 1, 1) that images have in the input space.
 

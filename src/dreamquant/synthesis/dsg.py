@@ -98,11 +98,13 @@ def dsg(
 
 
 def _correlation(images: Tensor, noise: Tensor) -> Tensor:
-    """How far the images' similarities (cosines) are from those of noise, in eigenvalues and in their vectors (GDPP)."""
+    """How far the similarities (cosines) of the images are from those of noise: in eigenvalues and in eigenvectors (GDPP).
+
+    An eigenvector's sign means nothing, so the angle between two counts without it.
+    """
     rows = [F.normalize(batch.flatten(1).double(), dim=1) for batch in (images, noise)]
     (values, vectors), (noise_values, noise_vectors) = (torch.linalg.eigh(row @ row.T) for row in rows)
-    magnitude = 1e-4 * F.mse_loss(values, noise_values)
     spread = noise_values - noise_values.min()
-    structure = -(spread / spread.max().clamp(min=1e-12) * (vectors * noise_vectors).sum(0)).sum()
-    total: Tensor = (magnitude + structure.abs()).float()
-    return total
+    structure = spread / spread.max().clamp(min=1e-12) * (1 - (vectors * noise_vectors).sum(0).abs())
+    total: Tensor = 1e-4 * F.mse_loss(values, noise_values) + structure.sum()
+    return total.float()
