@@ -27,6 +27,7 @@ from dreamquant.network.graph import Network
 from dreamquant.run import versions
 from dreamquant.runtime import onnx_runner
 from dreamquant.samples import Samples
+from dreamquant.storage import load_samples, save_samples
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RESULTS = Path(__file__).parent / "results" / "dreamers.jsonl"
@@ -78,6 +79,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="labels of the table")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--bits", nargs="+", default=["W8A8", "W6A6", "W4A4"])
+    parser.add_argument("--cache", type=Path, default=Path("runs/dreamers"), help="images that were dreamt, to measure again")
     given = parser.parse_args()
     torch.set_num_threads(1)
     model, images, dreams = SUITES[given.suite]
@@ -89,7 +91,10 @@ def main() -> None:
             rows = [{"suite": given.suite, "label": label, "seed": seed, "bits": bits} for bits in given.bits]
             missing = [row for row in rows if key(row) not in done]
             if missing:
-                run(network, dreams[label], missing, labelled, real, seed)
+                samples, seconds = dream(
+                    network, dreams[label], real, seed, given.cache / f"{given.suite}-{label}-{seed}.safetensors"
+                )
+                run(network, dreams[label], samples, seconds, missing, labelled, real)
 
 
 def key(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -118,15 +123,32 @@ def photographs(network: Network, real: LabelledImages, count: int, seed: int) -
     return Samples(images[order[:count]], method="real", seed=seed)
 
 
-def run(
-    network: Network, dream: Dream, rows: list[dict[str, Any]], labelled: LabelledImages, real: LabelledImages, seed: int
-) -> None:
-    wall, processor = time.perf_counter(), time.process_time()
+def dream(network: Network, dream: Dream, real: LabelledImages, seed: int, cached: Path) -> tuple[Samples, dict[str, float]]:
+    """The images of a line, made now or before with the same settings, and what making them took."""
     if dream.method == "real":
-        samples = photographs(network, real, dream.count, seed)
-    else:
+        return photographs(network, real, dream.count, seed), {"seconds": 0.0, "processor_seconds": 0.0}
+    made_by = {"method": dream.method, "seed": seed, "count": dream.count, **dream.options}
+    timing = cached.with_suffix(".json")
+    samples = load_samples(cached, made_by)
+    if samples is None or not timing.exists():
+        wall, processor = time.perf_counter(), time.process_time()
         samples = dreamquant.synthesize(network, dream.count, method=dream.method, seed=seed, **dream.options)
-    wall, processor = time.perf_counter() - wall, time.process_time() - processor
+        wall, processor = time.perf_counter() - wall, time.process_time() - processor
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        save_samples(samples, cached, made_by)
+        timing.write_text(json.dumps({"seconds": round(wall, 1), "processor_seconds": round(processor, 1)}))
+    return samples, json.loads(timing.read_text())
+
+
+def run(
+    network: Network,
+    dream: Dream,
+    samples: Samples,
+    seconds: dict[str, float],
+    rows: list[dict[str, Any]],
+    labelled: LabelledImages,
+    real: LabelledImages,
+) -> None:
     measured = measure(network, samples, real=photographs(network, real, dream.count, 1000).images)
     norms = measured.norms
     common = {
@@ -134,8 +156,7 @@ def run(
         "method": dream.method,
         "options": dream.options,
         "count": len(samples),
-        "seconds": round(wall, 1),
-        "processor_seconds": round(processor, 1),
+        **seconds,
         "threads": 1,
         "loss": samples.losses[-1] if samples.losses else None,
         "confidence": measured.classes.confidence if measured.classes else None,
@@ -153,7 +174,15 @@ def run(
             artifact = dreamquant.export(student, Path(folder) / "student.onnx", samples)
             found = evaluate(onnx_runner(artifact.path), labelled, input_shape=network.input_shape, mean=MEAN, std=STD, batch=100)
         full = row | common | {"top1": found.top1, "images": found.images, **versions()}
-        print(row["suite"], row["label"], row["bits"], seed, f"{found.top1:.2f}", f"{common['processor_seconds']} s", flush=True)
+        print(
+            row["suite"],
+            row["label"],
+            row["bits"],
+            row["seed"],
+            f"{found.top1:.2f}",
+            f"{common['processor_seconds']} s",
+            flush=True,
+        )
         with RESULTS.open("a") as file:
             file.write(json.dumps(full) + "\n")
 

@@ -22,7 +22,7 @@ from dreamquant.assess.evaluate import evaluate as evaluate_run
 from dreamquant.assess.evaluate import torch_runner
 from dreamquant.assess.labelled import load_labelled
 from dreamquant.errors import DreamQuantError, OptionError, unknown
-from dreamquant.methods import FAMILIES, Method, find_method, method_names
+from dreamquant.methods import FAMILIES, find_method, method_names
 from dreamquant.network.attention import attentions
 from dreamquant.network.graph import Network
 from dreamquant.network.load import MEAN_KEY, STD_KEY, load, parse_numbers
@@ -36,7 +36,7 @@ from dreamquant.recipe import load_recipe, recipe_names
 from dreamquant.run import Result, run
 from dreamquant.runtime import onnx_runner
 from dreamquant.storage import FORMATS, check_pixels, check_samples_path, read_samples, write_samples
-from dreamquant.synthesis import needs_batchnorm
+from dreamquant.synthesis import lacking
 from dreamquant.transform.fold_batchnorm import fold_batchnorm
 
 FAILED, INTERRUPTED = 2, 130
@@ -125,6 +125,7 @@ def synthesize(
     ],
     method: Annotated[str, typer.Option(help="a synthesis method (see `methods`)")] = "rsd",
     count: Annotated[int, typer.Option("--count", "-n", help="how many images")] = 64,
+    budget: Annotated[str, typer.Option(help="quick, standard or, as published, paper")] = "standard",
     input_shape: Shape = None,
     mean: Mean = None,
     std: Std = None,
@@ -161,6 +162,7 @@ def synthesize(
             count,
             method=method,
             seed=seed,
+            budget=budget,
             callback=lambda done, total, loss: progress("dreaming images", done, total, loss),
             **options,
         )
@@ -262,7 +264,7 @@ def inspect(
     graph = network.graph.graph
     quantized = fold_batchnorm(network) if chosen.fold_batchnorm else network
     norms, mixing = batch_norms(network), attentions(network)
-    lacking = {name: _lacking(find_method("synthesis", name), bool(norms), bool(mixing)) for name in method_names("synthesis")}
+    lacks = {name: lacking(find_method("synthesis", name), network) for name in method_names("synthesis")}
     found = {
         "model": network.source.text,
         "input_shape": network.input_shape,
@@ -291,19 +293,12 @@ def inspect(
             {"tensor": site.node.name, "bits": site.bits, "grid_of": site.root.name}
             for site in activation_sites(quantized.graph.graph, chosen, width)
         ],
-        "synthesis": {name: not what for name, what in lacking.items()},
+        "synthesis": {name: not what for name, what in lacks.items()},
     }
     if as_json:
         print(json.dumps(found, indent=2))  # noqa: T201
     else:
-        _print_inspection(found, lacking)
-
-
-def _lacking(method: Method, norms: bool, mixing: bool) -> str:
-    """What a synthesis method would need that a network does not have."""
-    if needs_batchnorm(method) and not norms:
-        return "needs BatchNorm statistics, and there are none"
-    return "needs attention, and there is none" if getattr(method.module, "NEEDS_ATTENTION", False) and not mixing else ""
+        _print_inspection(found, lacks)
 
 
 @app.command()
@@ -429,7 +424,7 @@ def _print_result(result: Result) -> None:
     console.print(table)
 
 
-def _print_inspection(found: dict[str, Any], lacking: dict[str, str]) -> None:
+def _print_inspection(found: dict[str, Any], lacks: dict[str, str]) -> None:
     console = _console()
     batch = "any batch" if found["batch"] is None else f"batch {found['batch']} only"
     console.print(f"{found['model']}: images {found['input_shape']}, {batch}")
@@ -447,7 +442,7 @@ def _print_inspection(found: dict[str, Any], lacking: dict[str, str]) -> None:
     for site in found["sites"]:
         table.add_row(site["tensor"], str(site["bits"]), site["grid_of"])
     console.print(table)
-    for name, what in lacking.items():
+    for name, what in lacks.items():
         console.print(f"synthesis {name}: {what or 'possible'}")
 
 

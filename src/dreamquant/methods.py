@@ -16,6 +16,7 @@ from typing import Any
 
 from dreamquant.errors import OptionError, unknown
 
+BUDGETS = ("quick", "standard", "paper")
 FAMILIES = {"synthesis": "dreamquant.synthesis", "ranges": "dreamquant.quantization.ranges"}
 
 # arguments that the flow gives, not the user
@@ -49,6 +50,10 @@ class Method:
             for name, parameter in parameters.items()
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name not in _GIVEN
         }
+
+    def budget(self, name: str) -> dict[str, Any]:
+        """The options that a budget replaces: `BUDGETS` of the method's file; none for `paper`, which runs what was published."""
+        return dict(getattr(self.module, "BUDGETS", {}).get(name, {}))
 
     def check_options(self, options: Mapping[str, object]) -> dict[str, Any]:
         """The options, text turned into the type of each argument's default; `OptionError` for one that is not known."""

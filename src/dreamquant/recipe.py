@@ -10,11 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dreamquant import shelf
 from dreamquant.errors import OptionError, unknown
-from dreamquant.methods import convert, find_method
+from dreamquant.methods import BUDGETS, convert, find_method
 from dreamquant.quantization.plan import Plan, load_plan, parse_bits
 
 Budget = Literal["quick", "standard", "paper"]
-BUDGETS = ("quick", "standard", "paper")
 RECIPES = ("dreamquant", "recipes")
 
 
@@ -111,7 +110,7 @@ def resolve(
     if plan is not None:
         quantization["plan"] = plan
     _apply(settings, synthesis, quantization)
-    synthesis = _checked_synthesis(synthesis)
+    synthesis = _checked_synthesis(synthesis, budget)
     try:
         resolved = Recipe(
             **recipe.model_dump(exclude={"synthesis", "synthesis_without_batchnorm", "quantization", "budget"}),
@@ -156,14 +155,14 @@ def _literal(text: str) -> object:
         return text
 
 
-def _checked_synthesis(fields: dict[str, Any]) -> dict[str, Any]:
+def _checked_synthesis(fields: dict[str, Any], budget: str) -> dict[str, Any]:
     method = find_method("synthesis", str(fields["method"]))
     options = {name: value for name, value in fields.items() if name not in Synthesis.model_fields}
     numbers = {name: convert(f"synthesis.{name}", fields[name], 1) for name in ("count", "held_out")}
     for name, number in numbers.items():
         if number < 1:  # type: ignore[operator]
             raise OptionError(f"synthesis.{name} is {number}; at least one image is needed")
-    return {"method": method.name, **numbers, **method.check_options(options)}
+    return {"method": method.name, **numbers, **method.budget(budget), **method.check_options(options)}
 
 
 def _check_ranges(plan: Plan) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dreamquant.errors import DreamQuantError, OptionError
-from dreamquant.methods import Method, find_method, method_names
+from dreamquant.errors import DreamQuantError, OptionError, unknown
+from dreamquant.methods import BUDGETS, Method, find_method, method_names
+from dreamquant.network.attention import attentions
 from dreamquant.network.graph import Network
 from dreamquant.network.statistics import batch_norms
 from dreamquant.samples import Samples
@@ -22,7 +23,7 @@ from dreamquant.synthesis._loop import Callback
 
 SEEDS = range(-(2**63), 2**63)  # what a torch generator takes
 
-__all__ = ["Samples", "needs_batchnorm", "synthesize"]
+__all__ = ["Samples", "lacking", "needs_batchnorm", "synthesize"]
 
 
 def synthesize(
@@ -32,11 +33,13 @@ def synthesize(
     method: str = "rsd",
     seed: int = 0,
     callback: Callback | None = None,
+    budget: str = "paper",
     **options: Any,
 ) -> Samples:
     """`count` images by a method's name; `options` are the method's own.
 
-    Raises `OptionError` for an unknown method or option, for a count below 1, a seed that no generator takes, and a method
+    What is not given is as published, or with the budgets `standard` and `quick` as in the method's `BUDGETS`: a fraction of the
+    steps. Raises `OptionError` for an unknown method or option, for a count below 1, a seed that no generator takes, and a method
     that needs BatchNorm statistics where the network has none; `DreamQuantError` when the images are not finite.
     """
     found = find_method("synthesis", method)
@@ -44,13 +47,15 @@ def synthesize(
         raise OptionError(f"count is {count}; at least one image is needed")
     if seed not in SEEDS:
         raise OptionError(f"seed is {seed}; it must be from {SEEDS[0]} to {SEEDS[-1]}")
-    if needs_batchnorm(found) and not batch_norms(network):
-        free = [name for name in method_names("synthesis") if not needs_batchnorm(find_method("synthesis", name))]
+    lack = lacking(found, network)
+    if lack:
+        usable = [name for name in method_names("synthesis") if not lacking(find_method("synthesis", name), network)]
         raise OptionError(
-            f"synthesis method {method!r} matches BatchNorm statistics, and {network.source.text} has none"
-            f" (folded, or never there); methods that need none: {', '.join(free)}"
+            f"synthesis method {method!r} {lack} in {network.source.text}; methods that work on it: {', '.join(usable)}"
         )
-    options = found.check_options(options)
+    if budget not in BUDGETS:
+        raise OptionError(unknown("budget", budget, BUDGETS))
+    options = found.budget(budget) | found.check_options(options)
     samples: Samples = found.function(network, count, seed=seed, callback=callback, **options)
     if not torch.isfinite(samples.images).all():
         raise DreamQuantError(
@@ -64,6 +69,15 @@ def _confidence(network: Network, images: Tensor) -> Tensor | None:
     with torch.no_grad():
         scores = torch.cat([network(chunk) for chunk in torch.split(images, 64)])
     return scores.softmax(1).amax(1) if scores.dim() == 2 else None
+
+
+def lacking(method: Method, network: Network) -> str:
+    """What a synthesis method would need that a network does not have; empty where it can work."""
+    if needs_batchnorm(method) and not batch_norms(network):
+        return "needs BatchNorm statistics, and there are none (folded, or never there)"
+    if getattr(method.module, "NEEDS_ATTENTION", False) and not attentions(network):
+        return "needs attention, and there is no softmax between two products of computed tensors"
+    return ""
 
 
 def needs_batchnorm(method: Method) -> bool:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dreamquant.errors import OptionError
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -36,6 +38,8 @@ class Growing(nn.Module):
 
     def __init__(self, shape: tuple[int, int, int], latent: int, width: int) -> None:
         super().__init__()
+        if min(latent, width) < 1:
+            raise OptionError(f"latent is {latent} and width is {width}; both must be at least 1")
         channels, height, width_of_image = shape
         sizes = [(-(-height // part), -(-width_of_image // part)) for part in (4, 2, 1)]
         self.first, *self.sizes = sizes

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dreamquant.errors import OptionError
 from dreamquant.network.graph import Network
 from dreamquant.network.statistics import batch_norms, probe
 from dreamquant.samples import Samples
@@ -40,6 +41,8 @@ def dream_hard(
     network: Network, count: int, hard: Hard, generator: torch.Generator, callback: Callback | None, **how: object
 ) -> Samples:
     """Batch after batch; the class centres of a batch are those of all images before it, so the first has none."""
+    if not 0 < hard.crop <= 1:
+        raise OptionError(f"crop is {hard.crop}; it is a share of the image, above 0 and at most 1")
     targets, graph = batch_norms(network), probe(network)
     start = gaussian(network, count, generator)
     classes = class_count(network, start)

@@ -37,6 +37,8 @@ class Group:
 
 def plateau(patience: int, smallest: float = 1e-4) -> Callable[[torch.optim.Optimizer], Schedule]:
     """The learning rate divided by ten whenever `patience` steps brought no new best (ZeroQ's schedule)."""
+    if patience < 1:
+        raise OptionError(f"patience is {patience}; at least one step is needed")
     return lambda optimizer: torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=patience, min_lr=smallest)
 
 

@@ -54,11 +54,7 @@ def anchored(
             seen = graph(images.flip(3) if mirror < 0.5 else images)
         direction = F.normalize(seen.embedding.float(), dim=1)
         alike = (direction.sum(0).square().sum() - count) / max(count * (count - 1), 1)
-        return (
-            F.cross_entropy(seen.scores.float(), labels)
-            + anchor_weight * change.square().mean()
-            + diversity_weight * alike
-        )
+        return F.cross_entropy(seen.scores.float(), labels) + anchor_weight * change.square().mean() + diversity_weight * alike
 
     group = Group([change], learning_rate, cosine(steps), betas=(0.7, 0.9))
     losses = optimize([group], loss, steps=steps, callback=callback)

@@ -54,6 +54,8 @@ def dsg(
     """
     if not 0 < percentile <= 1:
         raise OptionError(f"dsg.percentile is {percentile}; it must be above 0 and at most 1")
+    if slack_images < 1:
+        raise OptionError(f"dsg.slack_images is {slack_images}; at least one is needed")
     generator = torch.Generator().manual_seed(seed)
     targets, graph = batch_norms(network), probe(network)
     noise = gaussian(network, max(slack_images, count), generator)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dreamquant.errors import OptionError
 from dreamquant.network.graph import Network
 from dreamquant.network.statistics import batch_norms, moments, probe
 from dreamquant.samples import Samples
@@ -34,9 +35,11 @@ def genie(
     """Images from a fresh generator and learned latent vectors for each batch, under swing convolution.
 
     L = |mean(x)|^2 + |1 - std(x)|^2 of each image + sum_l (|mu_l - mean_l|^2 + |sigma_l - std_l|^2) / C_l of the batch. The
-    images kept are those of the last step. Swing convolution: what enters a strided convolution is padded by one reflected pixel and
-    cut back at a random offset.
+    images kept are those of the last step. Swing convolution: what enters a strided convolution is padded by one reflected pixel
+    and cut back at a random offset.
     """
+    if decay_every < 1:
+        raise OptionError(f"genie.decay_every is {decay_every}; at least one step is needed")
     generator = torch.Generator().manual_seed(seed)
     targets = batch_norms(network)
     graph = probe(network, before_stride=(lambda x: _swing(x, generator)) if swing else None)

@@ -7,10 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dreamquant.errors import OptionError
-from dreamquant.methods import find_method, method_names
-from dreamquant.network.attention import attentions, patch_similarity, probe_attention
+from dreamquant.network.attention import patch_similarity, probe_attention
 from dreamquant.network.graph import Network
-from dreamquant.network.statistics import batch_norms
 from dreamquant.samples import Samples
 from dreamquant.synthesis._loop import (
     Callback,
@@ -54,8 +52,6 @@ def psaq(
     hand. Ours: a bandwidth that follows the similarities, each pair of patches counted once and none with itself, labels
     spread evenly, and L_TV weighed so that neither the number of images nor their size changes it beside L_C.
     """
-    if not attentions(network):
-        raise OptionError(_refusal(network))
     if not 0 <= bandwidth < math.inf:
         raise OptionError(f"psaq.bandwidth is {bandwidth}; it must be 0 (Silverman's rule) or above, and finite")
     if points < 2:
@@ -124,16 +120,3 @@ def _keep_to_pixels(network: Network, images: Tensor) -> None:
         black, white = ((end - torch.tensor(network.mean)) / torch.tensor(network.std) for end in (0.0, 1.0))
         with torch.no_grad():
             images.clamp_(black.view(-1, 1, 1), white.view(-1, 1, 1))
-
-
-def _refusal(network: Network) -> str:
-    modules = {name: find_method("synthesis", name).module for name in method_names("synthesis")}
-    works = [
-        name
-        for name, module in modules.items()
-        if not getattr(module, "NEEDS_ATTENTION", False) and (batch_norms(network) or not module.NEEDS_BATCHNORM)
-    ]
-    return (
-        f"synthesis method 'psaq' compares patches behind attention, and {network.source.text} has no softmax between two"
-        f" products of computed tensors; methods that work on it: {', '.join(works)}"
-    )
