@@ -23,6 +23,7 @@ import dreamquant
 from dreamquant.assess.dreams import measure
 from dreamquant.assess.evaluate import evaluate
 from dreamquant.assess.labelled import LabelledImages, load_labelled
+from dreamquant.methods import find_method
 from dreamquant.network.graph import Network
 from dreamquant.run import versions
 from dreamquant.runtime import onnx_runner
@@ -35,18 +36,24 @@ RESULTS = Path(__file__).parent / "results" / "dreamers.jsonl"
 
 @dataclass(frozen=True)
 class Dream:
-    """One line of the table: a method, its options, how many images."""
+    """One line of the table: a method, its options, how many images, and the budget of what is left open."""
 
     method: str
     options: dict[str, Any] = field(default_factory=dict)
     count: int = 64
+    budget: str = "paper"
 
 
-FAST = {"schedule": "cosine", "start": "procedural"}
 CIFAR_CLASSES = {"batch": 16, "lower": 0.05, "target": 0.95}
 OURS = {
     "noise": Dream("noise"),
     "fractal": Dream("fractal"),
+}
+FREE = OURS | {
+    "real": Dream("real"),
+    "rsd": Dream("rsd", budget="standard"),
+    "rsd, noise start": Dream("rsd", {"start": "published"}, budget="standard"),
+    "anchored": Dream("anchored"),
 }
 SUITES: dict[str, tuple[str, str, dict[str, Dream]]] = {
     "resnet20": (
@@ -67,8 +74,43 @@ SUITES: dict[str, tuple[str, str, dict[str, Dream]]] = {
             "lrq_generator": Dream("lrq_generator", {"conditioning": "embedding"}),
             "intraq, 300 steps": Dream("intraq", {"steps": 300, **CIFAR_CLASSES}),
             "lrq, 300 steps": Dream("lrq", {"steps": 300, **CIFAR_CLASSES}),
+            "zeroq, standard": Dream("zeroq", budget="standard"),
+            "dsg, standard": Dream("dsg", budget="standard"),
+            "dsg, standard, neither": Dream("dsg", {"slack": False, "enhance": False}, budget="standard"),
+            "dsg, standard, slack only": Dream("dsg", {"enhance": False}, budget="standard"),
+            "dsg, standard, enhancement only": Dream("dsg", {"slack": False}, budget="standard"),
+            "rsd, standard": Dream("rsd", budget="standard"),
+            "genie, standard": Dream("genie", {"batch": 64}, budget="standard"),
+            "gdfq, standard": Dream("gdfq", {"conditioning": "embedding"}, budget="standard"),
+            "intraq, standard": Dream("intraq", {"lower": 0.05, "target": 0.95}, budget="standard"),
+            "lrq, standard": Dream("lrq", {"lower": 0.05, "target": 0.95}, budget="standard"),
         },
     ),
+    "mobilenetv1": (
+        "imagenet/mobilenetv1_025.pt2",
+        "nips2017",
+        OURS
+        | {
+            "real": Dream("real"),
+            "zeroq": Dream("zeroq", budget="standard"),
+            "dsg": Dream("dsg", budget="standard"),
+            "dsg, neither": Dream("dsg", {"slack": False, "enhance": False}, budget="standard"),
+            "dsg, slack only": Dream("dsg", {"enhance": False}, budget="standard"),
+            "dsg, enhancement only": Dream("dsg", {"slack": False}, budget="standard"),
+            "rsd": Dream("rsd", budget="standard"),
+            "intraq": Dream("intraq", {"steps": 50}, budget="standard"),
+            "lrq": Dream("lrq", {"steps": 50}, budget="standard"),
+            "genie": Dream("genie", {"batch": 64, "width": 32}, budget="quick"),
+            "gdfq": Dream("gdfq", budget="quick"),
+            "lrq_generator": Dream("lrq_generator", budget="quick"),
+            "zeroq, published": Dream("zeroq"),
+            "dsg, published": Dream("dsg"),
+        },
+    ),
+    "squeezenet": ("imagenet/squeezenet1_1.onnx", "nips2017", FREE),
+    "mobilenetv1_bnfolded": ("imagenet/mobilenetv1_025_bnfolded.onnx", "nips2017", FREE),
+    "mobilenetv2_bnfolded": ("imagenet/mobilenetv2_imagenette.onnx", "val10x50", FREE),
+    "resnet20_bnfolded": ("cifar10/resnet20_bnfolded.onnx", "cifar10", FREE),
 }
 
 
@@ -127,12 +169,13 @@ def dream(network: Network, dream: Dream, real: LabelledImages, seed: int, cache
     """The images of a line, made now or before with the same settings, and what making them took."""
     if dream.method == "real":
         return photographs(network, real, dream.count, seed), {"seconds": 0.0, "processor_seconds": 0.0}
-    made_by = {"method": dream.method, "seed": seed, "count": dream.count, **dream.options}
+    options = find_method("synthesis", dream.method).budget(dream.budget) | dream.options
+    made_by = {"method": dream.method, "seed": seed, "count": dream.count, **options}
     timing = cached.with_suffix(".json")
     samples = load_samples(cached, made_by)
     if samples is None or not timing.exists():
         wall, processor = time.perf_counter(), time.process_time()
-        samples = dreamquant.synthesize(network, dream.count, method=dream.method, seed=seed, **dream.options)
+        samples = dreamquant.synthesize(network, dream.count, method=dream.method, seed=seed, **options)
         wall, processor = time.perf_counter() - wall, time.process_time() - processor
         cached.parent.mkdir(parents=True, exist_ok=True)
         save_samples(samples, cached, made_by)
@@ -154,7 +197,7 @@ def run(
     common = {
         "protocol": "zeroq",
         "method": dream.method,
-        "options": dream.options,
+        "options": samples.options,
         "count": len(samples),
         **seconds,
         "threads": 1,

@@ -17,9 +17,9 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 import dreamquant
-from dreamquant.methods import method_names
+from dreamquant.methods import find_method, method_names
 from dreamquant.quantization.plan import plan_names
-from dreamquant.recipe import load_recipe, recipe_names
+from dreamquant.recipe import recipe_names
 
 FOLDED = "digits_bnfolded.onnx"
 FEW = ("--set", "synthesis.count=8", "--set", "synthesis.held_out=8")
@@ -105,7 +105,7 @@ def test_budget(command: Command, digits: Path, tmp_path: Path) -> None:
     arguments = ("quantize", digits / "digits.pt2", "-o", tmp_path / "out.onnx", *FEW, "--budget", "quick", "--json")
     synthesis = json.loads(works(command, *arguments))["recipe"]["synthesis"]
     assert synthesis["count"] == 8  # the user's word is the last
-    assert synthesis["steps"] == load_recipe("default").budget["quick"]["synthesis"]["steps"]
+    assert synthesis["steps"] == find_method("synthesis", "rsd").budget("quick")["steps"]
 
 
 def test_recipe_file(command: Command, digits: Path, tmp_path: Path) -> None:
@@ -178,7 +178,8 @@ def test_synthesize_a_folder(command: Command, digits: Path, tmp_path: Path) -> 
     arguments = ("synthesize", digits / "digits.pt2", "-o", output, "--method", "rsd", "-n", "4", "--set", "steps=1", "--quiet")
     assert command(*arguments).status == 0
     settings = json.loads((output / "samples.json").read_text())
-    assert (settings["method"], settings["seed"], settings["options"]) == ("rsd", 0, {"steps": 1})
+    assert (settings["method"], settings["seed"]) == ("rsd", 0)
+    assert settings["options"] == find_method("synthesis", "rsd").budget("standard") | {"steps": 1}
     assert len(settings["losses"]) == 1
     assert (output / "labels.csv").read_text().splitlines()[0] == "file,label,confidence"
     assert command(*arguments).status == 0  # such a folder may be replaced

@@ -125,8 +125,10 @@ class TestSwing:
 
         assert len(seen) == 9
 
-    @pytest.mark.parametrize("shape", [(3, 1, 4), (3, 4, 1), (3, 1, 1)])
-    def test_there_is_nothing_to_reflect_of_a_pixel(self, images: Callable[..., Tensor], shape: tuple[int, ...]) -> None:
+    @pytest.mark.parametrize("shape", [(3, 1, 4), (3, 4, 1), (3, 1, 1), (3, 8), (3, 4, 4, 4)])
+    def test_a_pixel_has_nothing_to_reflect_and_sequences_and_volumes_do_not_swing(
+        self, images: Callable[..., Tensor], shape: tuple[int, ...]
+    ) -> None:
         x = images(2, shape)
 
         assert torch.equal(_swing(x, torch.Generator()), x)

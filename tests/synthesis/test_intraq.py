@@ -59,7 +59,6 @@ def test_a_trained_network_recognises_the_classes_that_were_asked_for(trained: N
     assert torch.equal(samples.labels.bincount(), torch.full((10,), 3))  # spread evenly
     assert confidences(trained, samples).mean() > 0.7
     assert confidences(trained, Samples(synthesize(trained, 30, method="noise").images, samples.labels)).mean() < 0.4
-    assert min(samples.losses[10:20]) < 0.7 * samples.losses[0]
 
 
 def test_images_keep_a_distance_from_the_centre_of_their_class(trained: Network, samples: Samples) -> None:

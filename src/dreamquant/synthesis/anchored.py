@@ -13,6 +13,7 @@ from dreamquant.synthesis._procedural import procedural
 
 PAPER = "this project: procedural images (see `fractal`) as the prior that BatchNorm statistics are elsewhere"
 NEEDS_BATCHNORM = False
+BUDGETS = {"quick": {"steps": 10}}
 
 
 def anchored(

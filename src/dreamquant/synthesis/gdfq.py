@@ -9,6 +9,7 @@ from dreamquant.synthesis._loop import Callback
 
 PAPER = "Xu et al., Generative Low-bitwidth Data Free Quantization (ECCV 2020), arXiv 2003.03603"
 NEEDS_BATCHNORM = True
+BUDGETS = {"standard": {"steps": 200, "width": 64}, "quick": {"steps": 60, "width": 32}}  # ours
 
 
 def gdfq(

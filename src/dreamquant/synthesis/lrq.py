@@ -12,6 +12,10 @@ from dreamquant.synthesis._loop import Callback
 
 PAPER = "Long-Range Zero-Shot Generative Deep Network Quantization (Neural Networks 166, 2023), arXiv 2211.06816"
 NEEDS_BATCHNORM = True
+BUDGETS = {  # ours: a tenth of the published steps, and a fortieth; batches small enough for class centres
+    "standard": {"steps": 100, "learning_rate": 0.3, "schedule": "cosine", "batch": 16},
+    "quick": {"steps": 25, "learning_rate": 0.3, "schedule": "cosine", "batch": 16},
+}
 
 
 def lrq(

@@ -9,6 +9,7 @@ from dreamquant.synthesis._loop import Callback
 
 PAPER = "Long-Range Zero-Shot Generative Deep Network Quantization (Neural Networks 166, 2023), arXiv 2211.06816"
 NEEDS_BATCHNORM = True
+BUDGETS = {"standard": {"steps": 200, "width": 64}, "quick": {"steps": 60, "width": 32}}  # ours
 
 
 def lrq_generator(
