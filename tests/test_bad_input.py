@@ -423,7 +423,7 @@ def test_ctrl_c(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(dreamquant.synthesis.rsd, "optimize", interrupted)
+    monkeypatch.setattr(dreamquant.synthesis.rsd, "optimize_images", interrupted)
     if existing:
         (tmp_path / "out.onnx").write_bytes(OLD)
     before = contents(tmp_path)

@@ -247,7 +247,7 @@ def test_inspect(command: Command, digits: Path) -> None:
     shown = works(command, "inspect", digits / FOLDED, "--plan", "brecq", "--bits", "W4A4")
     assert "0 BatchNorms (folded, or never there)" in shown
     assert "synthesis zeroq: needs BatchNorm statistics, and there are none" in shown
-    assert "synthesis psaq: needs attention, and there is none" in shown
+    assert "synthesis psaq: needs attention, and there is no softmax" in shown
 
 
 def test_recipes_and_methods(command: Command) -> None:

@@ -87,7 +87,11 @@ class TestShiftedCosine:
         features = torch.stack([angles.cos(), angles.sin()], 1) * torch.linspace(0.1, 9, 50).view(-1, 1)
         centres = torch.tensor([[3.0, 0.0]]).expand(50, 2)
 
-        torch.testing.assert_close(shifted_cosine(features, centres, margin), (angles + margin).cos(), rtol=1e-3, atol=2e-4)
+        turned = angles + margin
+        expected = torch.where(turned < 0, 2 - turned.cos(), torch.where(turned > math.pi, -2 - turned.cos(), turned.cos()))
+        found = shifted_cosine(features, centres, margin)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-4)
+        assert bool((found.diff() < 1e-4).all())  # falls with the angle: a distance made of it rises
 
     @pytest.mark.parametrize("turn", [1.0, -1.0])
     @pytest.mark.parametrize("margin", [-0.5, 0.0, 0.5])
@@ -98,8 +102,9 @@ class TestShiftedCosine:
         features = (turn * centres).requires_grad_()
         found = shifted_cosine(features, centres, margin)
         found.sum().backward()  # type: ignore[no-untyped-call]
+        size = 2 - math.cos(margin) if margin * turn < 0 else math.cos(margin)  # beyond 0 and pi it goes on
 
-        torch.testing.assert_close(found, torch.full((4,), turn * math.cos(margin)), rtol=0, atol=2e-3)
+        torch.testing.assert_close(found, torch.full((4,), turn * size), rtol=0, atol=2e-3)
         assert features.grad is not None
         assert bool(features.grad.isfinite().all())
 

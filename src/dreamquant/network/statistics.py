@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from dreamquant.network.graph import Network, aten, output_nodes, placeholder, tensor_of, whole_batches
-from dreamquant.network.operators import CONVOLUTIONS, LINEARS, WEIGHTED, is_call
+from dreamquant.network.operators import CONVOLUTIONS, LINEARS, TRANSPOSED, WEIGHTED, is_call
 
 EPSILON = 1e-6  # added to variances before the root, as in the official code of ZeroQ, DSG and Genie
 
@@ -80,7 +80,7 @@ def watch(
     for node in _batch_norm_nodes(graph.graph):
         _replace_by_affine(graph, node)
     for node in inside:
-        if before_stride is not None and is_call(node, CONVOLUTIONS) and max(_strides(node)) > 1:
+        if before_stride is not None and is_call(node, CONVOLUTIONS - TRANSPOSED) and max(_strides(node)) > 1:
             with graph.graph.inserting_before(node):
                 node.args = (graph.graph.call_function(before_stride, (node.args[0],)), *node.args[1:])
     graph.graph.eliminate_dead_code()

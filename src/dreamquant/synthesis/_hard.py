@@ -43,6 +43,10 @@ def dream_hard(
     """Batch after batch; the class centres of a batch are those of all images before it, so the first has none."""
     if not 0 < hard.crop <= 1:
         raise OptionError(f"crop is {hard.crop}; it is a share of the image, above 0 and at most 1")
+    if not 0 <= hard.target <= 1:
+        raise OptionError(f"target is {hard.target}; it is a probability, from 0 to 1")
+    if hard.lower > hard.upper:
+        raise OptionError(f"lower is {hard.lower} and upper {hard.upper}; no distance is above the one and below the other")
     targets, graph = batch_norms(network), probe(network)
     start = gaussian(network, count, generator)
     classes = class_count(network, start)
@@ -85,9 +89,16 @@ def dream_hard(
 
 
 def shifted_cosine(features: Tensor, centres: Tensor, margin: float) -> Tensor:
-    """cos(theta + margin), theta the angle between each feature and its centre; its gradient is finite at theta = 0 too."""
+    """cos(theta + margin), theta the angle between each feature and its centre; its gradient is finite at theta = 0 too.
+
+    Where theta + margin leaves 0 to pi, 2 - cos below and -2 - cos above: so that it falls with theta everywhere, and a distance
+    made of it rises.
+    """
     cosine = F.cosine_similarity(features, centres).clamp(-1 + 1e-6, 1 - 1e-6)
-    return cosine * math.cos(margin) - (1 - cosine.square()).sqrt() * math.sin(margin)
+    shifted = cosine * math.cos(margin) - (1 - cosine.square()).sqrt() * math.sin(margin)
+    if margin < 0:
+        return torch.where(cosine > math.cos(margin), 2 - shifted, shifted)
+    return torch.where(cosine < -math.cos(margin), -2 - shifted, shifted)
 
 
 def crop_and_flip(images: Tensor, smallest: float, generator: torch.Generator) -> Tensor:
@@ -95,7 +106,8 @@ def crop_and_flip(images: Tensor, smallest: float, generator: torch.Generator) -
     count = len(images)
     area, shape, right, down, mirrored = torch.rand((5, count), generator=generator)
     area, aspect = smallest + (1 - smallest) * area, ((2 * shape - 1) * math.log(4 / 3)).exp()
-    wide, high = ((area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1))
+    wide = torch.maximum((area * aspect).sqrt().clamp(max=1), area)
+    high = area / wide
     matrix = torch.zeros(count, 2, 3)
     matrix[:, 0, 0] = torch.where(mirrored < 0.5, -wide, wide)
     matrix[:, 1, 1] = high

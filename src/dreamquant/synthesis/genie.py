@@ -41,6 +41,8 @@ def genie(
     """
     if decay_every < 1:
         raise OptionError(f"genie.decay_every is {decay_every}; at least one step is needed")
+    if max(network.input_shape[1:]) <= 4 and min(batch, count) < 2:
+        raise OptionError("genie's BatchNorms see one value of one image of at most 4x4 pixels; at least two images are needed")
     generator = torch.Generator().manual_seed(seed)
     targets = batch_norms(network)
     graph = probe(network, before_stride=(lambda x: _swing(x, generator)) if swing else None)
