@@ -122,7 +122,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--bits", nargs="+", default=["W8A8", "W6A6", "W4A4"])
     parser.add_argument("--cache", type=Path, default=Path("runs/dreamers"), help="images that were dreamt, to measure again")
+    parser.add_argument("--table", action="store_true", help="print the table of the rows that there are, and measure nothing")
     given = parser.parse_args()
+    if given.table:
+        print(table(given.suite, given.bits))
+        return
     torch.set_num_threads(1)
     model, images, dreams = SUITES[given.suite]
     network = dreamquant.load(given.data / model, mean=MEAN, std=STD)
@@ -137,6 +141,45 @@ def main() -> None:
                     network, dreams[label], real, seed, given.cache / f"{given.suite}-{label}-{seed}.safetensors"
                 )
                 run(network, dreams[label], samples, seconds, missing, labelled, real)
+
+
+def table(suite: str, bits: list[str]) -> str:
+    """The results of a suite as Markdown: means over seeds, half the distance between the extremes behind them."""
+    rows = [row for row in map(json.loads, RESULTS.read_text().splitlines()) if row["suite"] == suite]
+    lines = [
+        f"| images | {' | '.join(bits)} | seconds | confidence | classes | feature diversity | spread | coverage |",
+        f"|---|{'---:|' * (len(bits) + 6)}",
+    ]
+    for label in dict.fromkeys([*SUITES[suite][2], *(row["label"] for row in rows)]):
+        mine = [row for row in rows if row["label"] == label]
+        if not mine:
+            continue
+        cells = [spread([row["top1"] for row in mine if row["bits"] == width]) for width in bits]
+        cells += [mean(mine, name, form) for name, form in COLUMNS.items()]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+COLUMNS = {
+    "processor_seconds": "{:.0f}",
+    "confidence": "{:.2f}",
+    "classes": "{:.0f}",
+    "feature_diversity": "{:.2f}",
+    "bn_spread": "{:.2f}",
+    "coverage": "{:.2f}",
+}
+
+
+def mean(rows: list[dict[str, Any]], name: str, form: str) -> str:
+    values = [row[name] for row in rows if row[name] is not None]
+    return form.format(np.mean(values)) if values else "-"
+
+
+def spread(values: list[float]) -> str:
+    if not values:
+        return "-"
+    around = f" ± {(max(values) - min(values)) / 2:.2f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.2f}{around}"
 
 
 def key(row: dict[str, Any]) -> tuple[Any, ...]:
