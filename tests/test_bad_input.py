@@ -221,7 +221,7 @@ OPTIONS = {
     "recipe without synthesis": Case(
         FOLDED, ("no_synthesis.toml: synthesis is missing",), ("--recipe", "{bad}/no_synthesis.toml")
     ),
-    "recipe's method": Case(FOLDED, ("'telepathy'", "fractal, noise"), ("--recipe", "{bad}/unknown_method.toml")),
+    "recipe's method": Case(FOLDED, ("'telepathy'", "fractal, gdfq"), ("--recipe", "{bad}/unknown_method.toml")),
     "recipe's option": Case(FOLDED, ("'stepz'", "noise"), ("--recipe", "{bad}/unknown_option.toml")),
     "binary recipe": Case(FOLDED, ("it is no text",), ("--recipe", "{bad}/binary.toml")),
     "recipe's count": Case(FOLDED, ("count", "'many'"), ("--recipe", "{bad}/bad_count.toml")),
@@ -274,7 +274,7 @@ OPTIONS = {
     "no held-out images": Case(FOLDED, ("held_out is 0", "at least one"), ("--set", "synthesis.held_out=0")),
     "no steps": Case("digits.pt2", ("steps is 0",), ("--set", "synthesis.steps=0")),
     "negative steps": Case("digits.pt2", ("steps is -3",), ("--set", "synthesis.steps=-3")),
-    "no BatchNorm": Case(FOLDED, ("'zeroq'", "BatchNorm", "fractal, noise"), ("--recipe", "zeroq")),
+    "no BatchNorm": Case(FOLDED, ("'zeroq'", "BatchNorm", "fractal, gdfq"), ("--recipe", "zeroq")),
     "loss not finite": Case(
         "digits.pt2",
         ("loss became", "learning_rate"),
@@ -304,8 +304,8 @@ SYNTHESIZE = {
     "unknown class loss": Case("digits.pt2", ("'mae'", "ce, mse_softmax"), ("-n", "2", "--set", "class_loss=mae")),
     "count 0": Case(FOLDED, ("count is 0", "at least one"), ("-n", "0")),
     "count -2": Case(FOLDED, ("count is -2", "at least one"), ("-n", "-2")),
-    "zeroq without BatchNorm": Case(FOLDED, ("'zeroq'", "BatchNorm", "fractal, noise"), ("--method", "zeroq")),
-    "psaq without attention": Case(FOLDED, ("'psaq'", "attention", "fractal, noise"), ("--method", "psaq")),
+    "zeroq without BatchNorm": Case(FOLDED, ("'zeroq'", "BatchNorm", "fractal, gdfq"), ("--method", "zeroq")),
+    "psaq without attention": Case(FOLDED, ("'psaq'", "attention", "fractal, gdfq"), ("--method", "psaq")),
     "no leaves": Case(FOLDED, ("leaves is -1",), ("--method", "fractal", "-n", "2", "--set", "leaves=-1")),
     "no pixels to write": Case("dynamic.onnx", ("mean and std", "give both"), ("--input-shape", "3,8,8"), output="dreams"),
     "folder of other things": Case(FOLDED, ("holds some.txt", "would be lost"), output="kept"),
