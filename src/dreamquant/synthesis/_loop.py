@@ -161,6 +161,14 @@ def arranged(images: Tensor) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last if _has_bfloat16() else torch.contiguous_format)
 
 
+def keep_to_pixels(network: Network, images: Tensor) -> None:
+    """Cut off, in place, what no pixel can be, where the network's normalisation is known."""
+    if network.mean:
+        black, white = ((end - torch.tensor(network.mean)) / torch.tensor(network.std) for end in (0.0, 1.0))
+        with torch.no_grad():
+            images.clamp_(black.view(-1, 1, 1), white.view(-1, 1, 1))
+
+
 def precision() -> AbstractContextManager[object]:
     """bfloat16 where this processor computes in it, else float32 as it is."""
     return torch.autocast("cpu", dtype=torch.bfloat16) if _has_bfloat16() else nullcontext()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dreamquant.errors import OptionError
 from dreamquant.network.graph import Network
-from dreamquant.synthesis._loop import Callback, arranged
+from dreamquant.synthesis._loop import Callback, arranged, keep_to_pixels
 
 
 def procedural(
@@ -35,11 +35,7 @@ def procedural(
             callback(index + 1, count, 0.0)
     centre, spread = images.mean((0, 2, 3), keepdim=True)[0], images.std((0, 2, 3), keepdim=True)[0]
     images = (images - centre) / spread.clamp(min=1e-6) * std + mean
-    if network.mean:
-        black, white = (
-            (torch.full((channels,), end) - torch.tensor(network.mean)) / torch.tensor(network.std) for end in (0.0, 1.0)
-        )
-        images = images.clamp(black.view(-1, 1, 1), white.view(-1, 1, 1))
+    keep_to_pixels(network, images)
     return arranged(images)
 
 

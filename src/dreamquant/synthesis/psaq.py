@@ -16,6 +16,7 @@ from dreamquant.synthesis._loop import (
     class_count,
     decay,
     gaussian,
+    keep_to_pixels,
     optimize,
     precision,
     spread_labels,
@@ -65,7 +66,7 @@ def psaq(
     labels = spread_labels(count, class_count(network, images.detach()), generator) if class_weight else None
 
     def loss() -> Tensor:
-        _keep_to_pixels(network, images)
+        keep_to_pixels(network, images)
         seen = _jittered(images, jitter, generator)
         with precision():
             scores, layers = graph(seen)
@@ -77,8 +78,8 @@ def psaq(
 
     group = Group([images], learning_rate, decay(lambda step: _two_rounds(step, steps)), betas=(0.5, 0.9))
     losses = optimize([group], loss, steps=steps, callback=callback)
-    _keep_to_pixels(network, images)
-    return Samples(images.detach(), labels, method="psaq", seed=seed, losses=tuple(losses))
+    keep_to_pixels(network, images)
+    return Samples(images.detach(), labels, losses=tuple(losses))
 
 
 def patch_entropy(patches: Tensor, *, bandwidth: float = 0.0, points: int = 32) -> Tensor:
@@ -113,11 +114,3 @@ def _jittered(images: Tensor, part: float, generator: torch.Generator) -> Tensor
     shifts = [round((2 * share - 1) * part * size) for share, size in zip(shares, images.shape[2:], strict=True)]
     rolled = images.roll(shifts, (2, 3))
     return rolled.flip(3) if mirror < 0.5 else rolled
-
-
-def _keep_to_pixels(network: Network, images: Tensor) -> None:
-    """Cut off, in place, what no pixel can be, where the network's normalisation is known."""
-    if network.mean:
-        black, white = ((end - torch.tensor(network.mean)) / torch.tensor(network.std) for end in (0.0, 1.0))
-        with torch.no_grad():
-            images.clamp_(black.view(-1, 1, 1), white.view(-1, 1, 1))
