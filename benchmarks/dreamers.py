@@ -130,7 +130,7 @@ def main() -> None:
     torch.set_num_threads(1)
     model, images, dreams = SUITES[given.suite]
     network = dreamquant.load(given.data / model, mean=MEAN, std=STD)
-    labelled, real = load_images(given.data, images)
+    labelled, photographs = load_images(given.data, images, network)
     done = {key(row) for row in map(json.loads, RESULTS.read_text().splitlines())} if RESULTS.exists() else set()
     for seed in given.seeds:
         for label in given.only or dreams:
@@ -138,9 +138,9 @@ def main() -> None:
             missing = [row for row in rows if key(row) not in done]
             if missing:
                 samples, seconds = dream(
-                    network, dreams[label], real, seed, given.cache / f"{given.suite}-{label}-{seed}.safetensors"
+                    network, dreams[label], photographs, seed, given.cache / f"{given.suite}-{label}-{seed}.safetensors"
                 )
-                run(network, dreams[label], samples, seconds, missing, labelled, real)
+                run(network, dreams[label], samples, seconds, missing, labelled, photographs)
 
 
 def table(suite: str, bits: list[str]) -> str:
@@ -186,32 +186,35 @@ def key(row: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(row[name] for name in ("suite", "label", "seed", "bits"))
 
 
-def load_images(data: Path, which: str) -> tuple[LabelledImages, LabelledImages]:
-    """Images to evaluate on, and others as the real reference."""
+def load_images(data: Path, which: str, network: Network) -> tuple[LabelledImages, torch.Tensor]:
+    """Images to evaluate on, and 1,000 or fewer others (N, C, H, W) as the real reference."""
     if which == "cifar10":
-        return load_labelled(data / "cifar10/cifar10_test.npz"), load_labelled(data / "cifar10/cifar10_train20k.npz")
+        test, train = (load_labelled(data / f"cifar10/cifar10_{name}.npz") for name in ("test", "train20k"))
+        return test, decoded(train, network)
     names = ("nips2017", "val10x50") if which == "nips2017" else ("val10x50", "nips2017")
     columns = ("label10" if which == "val10x50" else "label", "label")
     first, other = (
         load_labelled(data / f"imagenet/{name}.zip", labels=data / f"imagenet/{name}_labels.csv", label_column=column)
         for name, column in zip(names, columns, strict=True)
     )
-    return first, other
+    return first, decoded(other, network)
 
 
-def photographs(network: Network, real: LabelledImages, count: int, seed: int) -> Samples:
-    """Real images, drawn by `seed` from 1,000 of the set."""
-    shape = network.input_shape
-    pieces = [images for images, _ in real.spread(1000).batches(100, input_shape=shape, mean=MEAN, std=STD)]
-    images = torch.from_numpy(np.concatenate(pieces))
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    return Samples(images[order[:count]], method="real", seed=seed)
+def decoded(real: LabelledImages, network: Network) -> torch.Tensor:
+    batches = real.spread(1000).batches(100, input_shape=network.input_shape, mean=MEAN, std=STD)
+    return torch.from_numpy(np.concatenate([images for images, _ in batches]))
 
 
-def dream(network: Network, dream: Dream, real: LabelledImages, seed: int, cached: Path) -> tuple[Samples, dict[str, float]]:
+def drawn(photographs: torch.Tensor, count: int, seed: int) -> Samples:
+    """Real images, drawn by `seed`."""
+    order = torch.randperm(len(photographs), generator=torch.Generator().manual_seed(seed))
+    return Samples(photographs[order[:count]], method="real", seed=seed)
+
+
+def dream(network: Network, dream: Dream, photographs: torch.Tensor, seed: int, cached: Path) -> tuple[Samples, dict[str, float]]:
     """The images of a line, made now or before with the same settings, and what making them took."""
     if dream.method == "real":
-        return photographs(network, real, dream.count, seed), {"seconds": 0.0, "processor_seconds": 0.0}
+        return drawn(photographs, dream.count, seed), {"seconds": 0.0, "processor_seconds": 0.0}
     options = find_method("synthesis", dream.method).budget(dream.budget) | dream.options
     made_by = {"method": dream.method, "seed": seed, "count": dream.count, **options}
     timing = cached.with_suffix(".json")
@@ -233,9 +236,9 @@ def run(
     seconds: dict[str, float],
     rows: list[dict[str, Any]],
     labelled: LabelledImages,
-    real: LabelledImages,
+    photographs: torch.Tensor,
 ) -> None:
-    measured = measure(network, samples, real=photographs(network, real, dream.count, 1000).images)
+    measured = measure(network, samples, real=drawn(photographs, dream.count, 1000).images)
     norms = measured.norms
     common = {
         "protocol": "zeroq",
