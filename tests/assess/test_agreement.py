@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dreamquant.assess.agreement import agreement, float_scores, layer_errors
+from dreamquant.assess.agreement import agreement, layer_errors
 from dreamquant.network.capture import capture
 from dreamquant.network.graph import Network
+from dreamquant.network.scores import float_scores
 from dreamquant.quantization.plan import load_plan, parse_bits
 from dreamquant.quantization.quantize import quantize
 from dreamquant.quantization.student import prepare

@@ -174,3 +174,15 @@ def test_a_network_of_one_batch_size_is_dreamt_with(fill: Callable[..., nn.Modul
     network = capture(torch.export.export(module, (torch.zeros(2, 3, 5, 4),)))
     assert network.batch == 2
     assert dream(network, method, count).shape == (count, 3, 5, 4)
+
+
+def test_confidence_is_the_probability_that_the_network_gives(fill: Callable[..., nn.Module]) -> None:
+    layers = [nn.Conv2d(1, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4)]
+    module = fill(nn.Sequential(*layers), (1, 9, 6))
+    plain, normalised = (capture(one, (1, 9, 6)) for one in (module, nn.Sequential(module, nn.Softmax(1)).eval()))
+    one, other = (synthesize(network, 3, method="fractal") for network in (plain, normalised))
+
+    assert one.confidence is not None
+    assert other.confidence is not None
+    torch.testing.assert_close(one.confidence, plain(one.images).softmax(1).amax(1))
+    torch.testing.assert_close(other.confidence, one.confidence)

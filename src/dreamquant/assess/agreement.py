@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from dreamquant.network.graph import Network, whole_batches
+from dreamquant.network.graph import whole_batches
 from dreamquant.network.operators import PRODUCTS, WEIGHTED, is_call
 from dreamquant.quantization.student import Student
 from dreamquant.quantization.walk import Chunks, walk
@@ -58,9 +58,3 @@ def layer_errors(student: Student, images: Tensor) -> list[LayerError]:
     batch = student.network.batch
     walk(student.network.graph, whole_batches(images, batch), chunk=batch or 32, after=after)
     return found
-
-
-def float_scores(network: Network, images: Tensor, *, chunk: int = 64) -> Tensor:
-    """The float network's first output on images (N, C, H, W)."""
-    with torch.no_grad():
-        return torch.cat([network(piece) for piece in torch.split(images, chunk)])

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import torch
 
-from dreamquant.assess.agreement import Agreement, LayerError, agreement, float_scores, layer_errors
+from dreamquant.assess.agreement import Agreement, LayerError, agreement, layer_errors
 from dreamquant.assess.latency import Latency, compare_latency
 from dreamquant.export.export import Artifact
 from dreamquant.export.onnx_emit import emit
 from dreamquant.network.graph import Network
+from dreamquant.network.scores import float_scores
 from dreamquant.quantization.student import Student
 from dreamquant.runtime import onnx_runner
 from dreamquant.samples import Samples

@@ -12,8 +12,8 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from dreamquant.errors import DataError, ModelError
-from dreamquant.network.graph import Network, aten, output_nodes
-from dreamquant.network.operators import is_call
+from dreamquant.network.graph import Network
+from dreamquant.network.scores import class_probabilities
 from dreamquant.network.statistics import EPSILON, BatchNormStatistics, batch_norms, probe, watch
 from dreamquant.quantization.plan import Plan, load_plan, parse_bits
 from dreamquant.quantization.sites import activation_sites
@@ -22,7 +22,6 @@ from dreamquant.transform.fold_batchnorm import fold_batchnorm
 
 CHUNK = 32  # images run at once
 MOST_FREQUENT = 3
-SOFTMAX = {aten.softmax.int, aten._softmax.default}
 
 
 @dataclass(frozen=True)
@@ -117,13 +116,12 @@ def measure(network: Network, samples: Samples, *, real: Tensor | None = None, p
     broken = int((~torch.isfinite(scores.flatten(1))).any(1).sum())
     if broken:
         raise ModelError(f"the network's output is NaN or infinite on {broken} of {len(samples)} images")
-    normalised = is_call(output_nodes(network.graph.graph)[0], SOFTMAX)
     return DreamMeasures(
         images=len(samples),
         norms=[_norm(norm, found) for norm, found in zip(batch_norms(network), statistics, strict=True)],
         feature_diversity=diversity(embedding),
         pixel_diversity=diversity(images.flatten(1)),
-        classes=_classes(scores, labels, normalised),
+        classes=_classes(class_probabilities(network, scores), labels),
         coverage=None if real is None else _coverage(network, images, real, plan),
     )
 
@@ -174,16 +172,15 @@ def _norm(norm: BatchNormStatistics, found: Tensor) -> NormMeasures:
     )
 
 
-def _classes(scores: Tensor, labels: Tensor | None, normalised: bool) -> ClassMeasures | None:
-    """Measures of scores (N, classes), or of probabilities where they are `normalised`; None for outputs of other shapes."""
-    if scores.dim() != 2 or scores.shape[1] < 2:
+def _classes(probabilities: Tensor | None, labels: Tensor | None) -> ClassMeasures | None:
+    if probabilities is None:
         return None
-    confidence, predicted = (scores if normalised else scores.softmax(1)).max(1)
-    counts = predicted.bincount(minlength=scores.shape[1])
+    confidence, predicted = probabilities.max(1)
+    counts = predicted.bincount(minlength=probabilities.shape[1])
     return ClassMeasures(
         distinct=int((counts > 0).sum()),
-        classes=scores.shape[1],
-        top3=100.0 * counts.topk(min(MOST_FREQUENT, len(counts))).values.sum().item() / len(scores),
+        classes=probabilities.shape[1],
+        top3=100.0 * counts.topk(min(MOST_FREQUENT, len(counts))).values.sum().item() / len(probabilities),
         confidence=confidence.double().mean().item(),
         label_agreement=None if labels is None else 100.0 * (predicted == labels).double().mean().item(),
     )

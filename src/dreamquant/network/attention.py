@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, fx
 
 from dreamquant.network.graph import Network, aten
-from dreamquant.network.operators import PASSTHROUGH, PRODUCTS, data_nodes, is_call
+from dreamquant.network.operators import PASSTHROUGH, PRODUCTS, SOFTMAX, data_nodes, is_call
 from dreamquant.network.statistics import watch
 
 WHOLE: set[Any] = {aten.scaled_dot_product_attention.default}
 SCORES = PRODUCTS | {aten.baddbmm.default}
-SOFTMAX: set[Any] = {aten.softmax.int, aten._softmax.default}
 SCALING = {aten.mul, aten.div, aten.add, aten.sub, aten.where, aten.masked_fill, aten.clamp, aten.maximum}  # and masking
 FEWEST_PATCHES = 3
 

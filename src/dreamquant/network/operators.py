@@ -16,6 +16,8 @@ CONVOLUTIONS: set[Any] = {aten.conv1d.default, aten.conv2d.default, aten.conv2d.
 LINEARS = {aten.linear.default}
 WEIGHTED = CONVOLUTIONS | LINEARS
 
+SOFTMAX: set[Any] = {aten.softmax.int, aten._softmax.default}
+
 # an activation times an activation
 PRODUCTS = {aten.matmul.default, aten.bmm.default}
 

@@ -11,12 +11,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from dreamquant.errors import DreamQuantError, OptionError, unknown
 from dreamquant.methods import BUDGETS, Method, find_method, method_names
 from dreamquant.network.attention import attentions
 from dreamquant.network.graph import Network
+from dreamquant.network.scores import class_probabilities, float_scores
 from dreamquant.network.statistics import batch_norms
 from dreamquant.samples import Samples
 from dreamquant.synthesis._loop import Callback
@@ -61,14 +61,9 @@ def synthesize(
         raise DreamQuantError(
             f"the images of synthesis method {method!r} are not finite; it was run with {options or 'its defaults'}"
         )
-    return replace(samples, method=method, seed=seed, options=options, confidence=_confidence(network, samples.images))
-
-
-def _confidence(network: Network, images: Tensor) -> Tensor | None:
-    """The probability (N,) of the network's first choice; None for a network that does not score classes."""
-    with torch.no_grad():
-        scores = torch.cat([network(chunk) for chunk in torch.split(images, 64)])
-    return scores.softmax(1).amax(1) if scores.dim() == 2 else None
+    probabilities = class_probabilities(network, float_scores(network, samples.images))
+    confidence = None if probabilities is None else probabilities.amax(1)
+    return replace(samples, method=method, seed=seed, options=options, confidence=confidence)
 
 
 def lacking(method: Method, network: Network) -> str:
