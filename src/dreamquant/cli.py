@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import torch
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Column, Table
+from rich.table import Table
 
 import dreamquant
-from dreamquant.assess.dreams import DreamMeasures, measure
+from dreamquant.assess.dreams import measure
 from dreamquant.assess.evaluate import evaluate as evaluate_run
 from dreamquant.assess.evaluate import torch_runner
 from dreamquant.assess.labelled import load_labelled
@@ -33,10 +29,11 @@ from dreamquant.network.statistics import batch_norms
 from dreamquant.quantization.plan import load_plan, parse_bits
 from dreamquant.quantization.sites import activation_sites
 from dreamquant.recipe import load_recipe, recipe_names
-from dreamquant.run import Result, run
+from dreamquant.run import run
 from dreamquant.runtime import onnx_runner
 from dreamquant.storage import FORMATS, check_pixels, check_samples_path, read_samples, write_samples
 from dreamquant.synthesis import lacking
+from dreamquant.terminal import console, print_dreams, print_inspection, print_result, progress_bars
 from dreamquant.transform.fold_batchnorm import fold_batchnorm
 
 FAILED, INTERRUPTED = 2, 130
@@ -95,7 +92,7 @@ def quantize(
     quiet: Quiet = False,
 ) -> None:
     """Quantize MODEL without data and prove the file that is written."""
-    with _progress(quiet or as_json) as progress:
+    with progress_bars(quiet or as_json) as progress:
         result = run(
             model,
             output,
@@ -114,7 +111,7 @@ def quantize(
     if as_json:
         print(json.dumps(result.summary(), indent=2))  # noqa: T201
     else:
-        _print_result(result)
+        print_result(result)
 
 
 @app.command()
@@ -156,7 +153,7 @@ def synthesize(
         check_pixels(network)
     if named:
         _check_whole_batches(network, count)
-    with _progress(quiet) as progress:
+    with progress_bars(quiet) as progress:
         samples = dreamquant.synthesize(
             network,
             count,
@@ -167,7 +164,7 @@ def synthesize(
             **options,
         )
     write_samples(samples, network, output, input_name=(input_name or network.input_name) if named else "")
-    _console(stderr=True).print(f"{len(samples)} images by {method} -> {output}")
+    console(stderr=True).print(f"{len(samples)} images by {method} -> {output}")
 
 
 @app.command()
@@ -201,7 +198,7 @@ def evaluate(
         shape, given_mean, given_std, function = network.input_shape, network.mean, network.std, torch_runner(network)
     if not given_mean or not given_std:
         raise OptionError(f"{model} does not store how pixels are normalised: give --mean and --std")
-    with _progress(quiet or as_json) as progress:
+    with progress_bars(quiet or as_json) as progress:
         found = evaluate_run(
             function,
             images,
@@ -215,7 +212,7 @@ def evaluate(
         values = {"top1": found.top1, "top5": found.top5, "images": found.images, "seconds": found.seconds}
         print(json.dumps(values))  # noqa: T201
     else:
-        _console().print(f"top-1 {found.top1:.2f} %, top-5 {found.top5:.2f} % of {found.images} images, {found.seconds:.1f} s")
+        console().print(f"top-1 {found.top1:.2f} %, top-5 {found.top5:.2f} % of {found.images} images, {found.seconds:.1f} s")
 
 
 @app.command()
@@ -247,7 +244,7 @@ def dreams(
     if as_json:
         print(json.dumps(asdict(found), indent=2))  # noqa: T201
     else:
-        _print_dreams(found)
+        print_dreams(found)
 
 
 @app.command()
@@ -298,7 +295,7 @@ def inspect(
     if as_json:
         print(json.dumps(found, indent=2))  # noqa: T201
     else:
-        _print_inspection(found, lacks)
+        print_inspection(found, lacks)
 
 
 @app.command()
@@ -311,7 +308,7 @@ def recipes(as_json: Json = False) -> None:
     table = Table("recipe", "what it does", "paper")
     for recipe in found:
         table.add_row(recipe.name, recipe.summary, recipe.paper)
-    _console().print(table)
+    console().print(table)
 
 
 @app.command()
@@ -326,7 +323,7 @@ def methods(as_json: Json = False) -> None:
             method = find_method(family, name)
             options = ", ".join(f"{key}={parameter.default}" for key, parameter in method.options.items())
             table.add_row(family, name, method.summary, options)
-    _console().print(table)
+    console().print(table)
 
 
 def _check_whole_batches(network: Network, count: int) -> None:
@@ -356,123 +353,3 @@ def _known_shape(shape: tuple[int | None, int | None, int | None], model: str) -
     if channels is None or height is None or width is None:
         raise OptionError(f"{model} leaves the size of its images open: give --input-shape C,H,W")
     return channels, height, width
-
-
-def _console(*, stderr: bool = False) -> Console:
-    """A console that prints names of files and tensors as they are."""
-    return Console(stderr=stderr, markup=False, highlight=False)
-
-
-@contextmanager
-def _progress(hidden: bool) -> Iterator[Any]:
-    """A function (stage, done, total, loss) that draws progress where the error stream is a terminal, else nothing."""
-    console = _console(stderr=True)
-    if hidden or not console.is_terminal:
-        yield lambda *_: None
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=console, transient=True) as bars:
-        tasks: dict[str, Any] = {}
-
-        def show(stage: str, done: int, total: int, loss: float) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total, note="")
-            bars.update(tasks[stage], completed=done, total=total, note=f"loss {loss:.3g}" if loss else "")
-
-        yield show
-
-
-def _print_result(result: Result) -> None:
-    assessment, proof = result.assessment, result.artifact.verification
-    chosen = result.recipe
-    console = _console()
-    table = Table(Column(), Column(overflow="fold"), box=None, show_header=False)
-    table.add_row("file", f"{result.artifact.path}  ({chosen.quantization.bits}, plan {chosen.quantization.plan})")
-    table.add_row(
-        "proof",
-        f"in ONNX Runtime, {proof.top1_agreement:.2f} % of {proof.samples} samples keep the student's top-1;"
-        f" largest difference {proof.largest_difference:.3g}",
-    )
-    agreement = assessment.agreement
-    table.add_row(
-        "agreement",
-        f"{agreement.top1:.1f} % top-1 with the float network on {agreement.samples} held-out dreams, KL {agreement.kl:.4f}",
-    )
-    worst = sorted(assessment.layers, key=lambda layer: layer.sqnr)[:3]
-    table.add_row("weakest layers", ", ".join(f"{layer.layer} {layer.sqnr:.1f} dB" for layer in worst))
-    if assessment.float_layers:
-        table.add_row("left in float", ", ".join(assessment.float_layers))
-    table.add_row(
-        "size",
-        f"{result.artifact.size / 1e6:.2f} MB, {result.artifact.size / assessment.float_size:.2f} of"
-        f" {assessment.float_size / 1e6:.2f} MB",
-    )
-    latency = assessment.latency
-    table.add_row(
-        "latency",
-        f"{latency.b_ms:.2f} ms, float {latency.a_ms:.2f} ms: {latency.ratio:.2f} times as fast"
-        f" ({latency.runtime}, {latency.threads} thread, batch {latency.batch})",
-    )
-    stage = chosen.synthesis
-    table.add_row("dreamt by", f"{stage.method}, {stage.count} images, {result.seconds['synthesis']:.1f} s, seed {result.seed}")
-    console.print(table)
-
-
-def _print_inspection(found: dict[str, Any], lacks: dict[str, str]) -> None:
-    console = _console()
-    batch = "any batch" if found["batch"] is None else f"batch {found['batch']} only"
-    console.print(f"{found['model']}: images {found['input_shape']}, {batch}")
-    table = Table("layer", "operator", "weight", "output")
-    for layer in found["layers"]:
-        table.add_row(*(str(layer[key]) for key in ("name", "operator", "weight", "output")))
-    console.print(table)
-    console.print(f"{len(found['batch_norms'])} BatchNorms" + ("" if found["batch_norms"] else " (folded, or never there)"))
-    console.print(f"{len(found['attentions'])} attentions")
-    table = Table("segment", "from", "to", "layers")
-    for number, segment in enumerate(found["segments"]):
-        table.add_row(str(number), segment["input"], segment["output"], ", ".join(segment["layers"]))
-    console.print(table)
-    table = Table("quantized tensor", "bits", "on the grid of")
-    for site in found["sites"]:
-        table.add_row(site["tensor"], str(site["bits"]), site["grid_of"])
-    console.print(table)
-    for name, what in lacks.items():
-        console.print(f"synthesis {name}: {what or 'possible'}")
-
-
-def _print_dreams(found: DreamMeasures) -> None:
-    console = _console()
-    table = Table(Column(), Column(overflow="fold"), box=None, show_header=False)
-    table.add_row("images", str(found.images))
-    table.add_row(
-        "diversity", f"{found.feature_diversity:.3f} of features, {found.pixel_diversity:.3f} of pixels (mean 1 - cosine)"
-    )
-    classes, coverage, norms = found.classes, found.coverage, found.norms
-    if classes is not None:
-        table.add_row(
-            "classes",
-            f"{classes.distinct} of {classes.classes}, the most frequent three {classes.top3:.1f} %,"
-            f" mean confidence {classes.confidence:.3f}",
-        )
-        if classes.label_agreement is not None:
-            table.add_row("labels", f"{classes.label_agreement:.1f} % predicted as labelled")
-    if coverage is not None:
-        table.add_row(
-            "ranges",
-            f"{coverage.mean:.2f} times as wide as on {coverage.real_images} real images, at worst {coverage.worst:.2f}"
-            f" ({len(coverage.sites)} tensors of plan {coverage.plan})",
-        )
-    means = [sum(values) / len(norms) for values in zip(*(norm.distances for norm in norms), strict=True)]
-    table.add_row("BatchNorm", "mean {:.3f}, std {:.3f} away, spread {:.3f}".format(*means) if norms else "none")
-    console.print(table)
-    if norms:
-        table = Table("BatchNorm", "mean", "std", "spread")
-        for norm in norms:
-            table.add_row(norm.name, *(f"{value:.3f}" for value in norm.distances))
-        console.print(table)

@@ -1,0 +1,134 @@
+"""What the command line draws on the terminal: progress, and the tables of results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
+
+from dreamquant.assess.dreams import DreamMeasures
+from dreamquant.run import Result
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that prints names of files and tensors as they are."""
+    return Console(stderr=stderr, markup=False, highlight=False)
+
+
+@contextmanager
+def progress_bars(hidden: bool) -> Iterator[Any]:
+    """A function (stage, done, total, loss) that draws progress where the error stream is a terminal, else nothing."""
+    screen = console(stderr=True)
+    if hidden or not screen.is_terminal:
+        yield lambda *_: None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=screen, transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(stage: str, done: int, total: int, loss: float) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total, note="")
+            bars.update(tasks[stage], completed=done, total=total, note=f"loss {loss:.3g}" if loss else "")
+
+        yield show
+
+
+def print_result(result: Result) -> None:
+    assessment, proof = result.assessment, result.artifact.verification
+    chosen = result.recipe
+    screen = console()
+    table = Table(Column(), Column(overflow="fold"), box=None, show_header=False)
+    table.add_row("file", f"{result.artifact.path}  ({chosen.quantization.bits}, plan {chosen.quantization.plan})")
+    table.add_row(
+        "proof",
+        f"in ONNX Runtime, {proof.top1_agreement:.2f} % of {proof.samples} samples keep the student's top-1;"
+        f" largest difference {proof.largest_difference:.3g}",
+    )
+    agreement = assessment.agreement
+    table.add_row(
+        "agreement",
+        f"{agreement.top1:.1f} % top-1 with the float network on {agreement.samples} held-out dreams, KL {agreement.kl:.4f}",
+    )
+    worst = sorted(assessment.layers, key=lambda layer: layer.sqnr)[:3]
+    table.add_row("weakest layers", ", ".join(f"{layer.layer} {layer.sqnr:.1f} dB" for layer in worst))
+    if assessment.float_layers:
+        table.add_row("left in float", ", ".join(assessment.float_layers))
+    table.add_row(
+        "size",
+        f"{result.artifact.size / 1e6:.2f} MB, {result.artifact.size / assessment.float_size:.2f} of"
+        f" {assessment.float_size / 1e6:.2f} MB",
+    )
+    latency = assessment.latency
+    table.add_row(
+        "latency",
+        f"{latency.b_ms:.2f} ms, float {latency.a_ms:.2f} ms: {latency.ratio:.2f} times as fast"
+        f" ({latency.runtime}, {latency.threads} thread, batch {latency.batch})",
+    )
+    stage = chosen.synthesis
+    table.add_row("dreamt by", f"{stage.method}, {stage.count} images, {result.seconds['synthesis']:.1f} s, seed {result.seed}")
+    screen.print(table)
+
+
+def print_inspection(found: dict[str, Any], lacks: dict[str, str]) -> None:
+    screen = console()
+    batch = "any batch" if found["batch"] is None else f"batch {found['batch']} only"
+    screen.print(f"{found['model']}: images {found['input_shape']}, {batch}")
+    table = Table("layer", "operator", "weight", "output")
+    for layer in found["layers"]:
+        table.add_row(*(str(layer[key]) for key in ("name", "operator", "weight", "output")))
+    screen.print(table)
+    screen.print(f"{len(found['batch_norms'])} BatchNorms" + ("" if found["batch_norms"] else " (folded, or never there)"))
+    screen.print(f"{len(found['attentions'])} attentions")
+    table = Table("segment", "from", "to", "layers")
+    for number, segment in enumerate(found["segments"]):
+        table.add_row(str(number), segment["input"], segment["output"], ", ".join(segment["layers"]))
+    screen.print(table)
+    table = Table("quantized tensor", "bits", "on the grid of")
+    for site in found["sites"]:
+        table.add_row(site["tensor"], str(site["bits"]), site["grid_of"])
+    screen.print(table)
+    for name, what in lacks.items():
+        screen.print(f"synthesis {name}: {what or 'possible'}")
+
+
+def print_dreams(found: DreamMeasures) -> None:
+    screen = console()
+    table = Table(Column(), Column(overflow="fold"), box=None, show_header=False)
+    table.add_row("images", str(found.images))
+    table.add_row(
+        "diversity", f"{found.feature_diversity:.3f} of features, {found.pixel_diversity:.3f} of pixels (mean 1 - cosine)"
+    )
+    classes, coverage, norms = found.classes, found.coverage, found.norms
+    if classes is not None:
+        table.add_row(
+            "classes",
+            f"{classes.distinct} of {classes.classes}, the most frequent three {classes.top3:.1f} %,"
+            f" mean confidence {classes.confidence:.3f}",
+        )
+        if classes.label_agreement is not None:
+            table.add_row("labels", f"{classes.label_agreement:.1f} % predicted as labelled")
+    if coverage is not None:
+        table.add_row(
+            "ranges",
+            f"{coverage.mean:.2f} times as wide as on {coverage.real_images} real images, at worst {coverage.worst:.2f}"
+            f" ({len(coverage.sites)} tensors of plan {coverage.plan})",
+        )
+    means = [sum(values) / len(norms) for values in zip(*(norm.distances for norm in norms), strict=True)]
+    table.add_row("BatchNorm", "mean {:.3f}, std {:.3f} away, spread {:.3f}".format(*means) if norms else "none")
+    screen.print(table)
+    if norms:
+        table = Table("BatchNorm", "mean", "std", "spread")
+        for norm in norms:
+            table.add_row(norm.name, *(f"{value:.3f}" for value in norm.distances))
+        screen.print(table)
