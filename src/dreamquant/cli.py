@@ -28,13 +28,13 @@ from dreamquant.network.segments import segments
 from dreamquant.network.statistics import batch_norms
 from dreamquant.quantization.plan import load_plan, parse_bits
 from dreamquant.quantization.sites import activation_sites
+from dreamquant.quantization.student import transformed
 from dreamquant.recipe import load_recipe, recipe_names
 from dreamquant.run import run
 from dreamquant.runtime import onnx_runner
 from dreamquant.storage import FORMATS, check_pixels, check_samples_path, read_samples, write_samples
 from dreamquant.synthesis import lacking
 from dreamquant.terminal import console, print_dreams, print_inspection, print_result, progress_bars
-from dreamquant.transform.fold_batchnorm import fold_batchnorm
 
 FAILED, INTERRUPTED = 2, 130
 TOOLS = ("modelopt",)  # that want their calibration images written in a way of their own
@@ -259,7 +259,7 @@ def inspect(
     chosen, width = load_plan(plan), parse_bits(bits)
     network = load(model, input_shape=_shape(input_shape))
     graph = network.graph.graph
-    quantized = fold_batchnorm(network) if chosen.fold_batchnorm else network
+    quantized = transformed(network, chosen, width)
     norms, mixing = batch_norms(network), attentions(network)
     lacks = {name: lacking(find_method("synthesis", name), network) for name in method_names("synthesis")}
     found = {

@@ -17,7 +17,13 @@ from typing import Any
 from dreamquant.errors import OptionError, unknown
 
 BUDGETS = ("quick", "standard", "paper")
-FAMILIES = {"synthesis": "dreamquant.synthesis", "ranges": "dreamquant.quantization.ranges"}
+FAMILIES = {
+    "synthesis": "dreamquant.synthesis",
+    "transform": "dreamquant.transform",
+    "ranges": "dreamquant.quantization.ranges",
+    "codebooks": "dreamquant.quantization.codebooks",
+    "allocation": "dreamquant.allocation",
+}
 
 # arguments that the flow gives, not the user
 _GIVEN = {"seed", "callback", "bits", "symmetric"}

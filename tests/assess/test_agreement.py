@@ -67,7 +67,7 @@ def test_layers_are_told_in_order_and_err_less_with_more_bits(residual: Network,
 def test_sqnr_is_power_over_power_of_the_difference_to_the_float_network() -> None:
     network = capture(nn.Conv2d(3, 4, 3).eval(), (3, 6, 5))
     images = torch.randn(5, 3, 6, 5, generator=torch.Generator().manual_seed(0))
-    student = quantize(network, Samples(images), bits="W4A4", plan="zeroq", bias_correction=True)
+    student = quantize(network, Samples(images), bits="W4A4", plan="zeroq", bias_correction="samples")
     (layer,) = layer_errors(student, images)
     expected = network(images)
     wanted = 10 * torch.log10(expected.square().sum() / (student(images) - expected).square().sum())

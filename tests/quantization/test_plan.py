@@ -71,7 +71,7 @@ def test_an_unknown_plan_is_answered_with_the_nearest() -> None:
         ({"first_weight_bits": 9}, "first_weight_bits is 9"),
         ({"image_bits": 1}, "image_bits is 1"),
         ({"placement": "everywhere"}, "placement is 'everywhere'"),
-        ({"fold_batchnorm": "perhaps"}, "fold_batchnorm is 'perhaps'"),
+        ({"integer_bias": "perhaps"}, "integer_bias is 'perhaps'"),
         ({"weight_options": 3}, "weight_options is 3"),
     ],
 )

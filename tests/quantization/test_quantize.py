@@ -52,7 +52,7 @@ def test_the_network_given_is_not_changed(residual: Network, calibration: Sample
     code, state = residual.graph.code, torch.random.get_rng_state()
     metas = {node.name: dict(node.meta) for node in residual.graph.graph.nodes}
     images = calibration.images.clone()
-    quantize(residual, calibration, bits="W4A4", plan=plan, bias_correction=True)
+    quantize(residual, calibration, bits="W4A4", plan=plan, bias_correction="samples")
 
     assert residual.graph.code == code
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in residual.graph.named_buffers())
@@ -138,7 +138,7 @@ def channel_errors(student: Student, images: Tensor) -> dict[str, Tensor]:
 def test_bias_correction_takes_each_channels_mean_error_off(residual: Network, calibration: Samples, plan: str) -> None:
     plain, corrected = (
         channel_errors(quantize(residual, calibration, bits="W4A8", plan=plan, bias_correction=on), calibration.images)
-        for on in (False, True)
+        for on in ("none", "samples")
     )
     assert len(corrected) == 9
     assert max(error.max().item() for error in corrected.values()) < 0.01

@@ -15,8 +15,7 @@ from dreamquant.network.graph import Network
 from dreamquant.network.operators import data_nodes
 from dreamquant.quantization.plan import load_plan, parse_bits
 from dreamquant.quantization.sites import Site, activation_sites, weighted_nodes
-from dreamquant.quantization.student import prepare
-from dreamquant.transform.fold_batchnorm import fold_batchnorm
+from dreamquant.quantization.student import prepare, transformed
 
 
 def titles(graph: fx.Graph) -> dict[fx.Node, str]:
@@ -32,7 +31,7 @@ def titles(graph: fx.Graph) -> dict[fx.Node, str]:
 
 def sites(network: Network, plan: str, bits: str = "W4A5", **changes: object) -> tuple[list[Site], dict[fx.Node, str]]:
     chosen = load_plan(plan, **changes)
-    graph = (fold_batchnorm(network) if chosen.fold_batchnorm else network).graph.graph
+    graph = transformed(network, chosen, parse_bits(bits)).graph.graph
     return activation_sites(graph, chosen, parse_bits(bits)), titles(graph)
 
 

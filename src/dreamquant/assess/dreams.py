@@ -17,8 +17,8 @@ from dreamquant.network.scores import class_probabilities
 from dreamquant.network.statistics import EPSILON, BatchNormStatistics, batch_norms, probe, watch
 from dreamquant.quantization.plan import Plan, load_plan, parse_bits
 from dreamquant.quantization.sites import activation_sites
+from dreamquant.quantization.student import transformed
 from dreamquant.samples import Samples
-from dreamquant.transform.fold_batchnorm import fold_batchnorm
 
 CHUNK = 32  # images run at once
 MOST_FREQUENT = 3
@@ -187,8 +187,9 @@ def _classes(probabilities: Tensor | None, labels: Tensor | None) -> ClassMeasur
 
 
 def _coverage(network: Network, images: Tensor, real: Tensor, plan: Plan) -> RangeCoverage:
-    network = fold_batchnorm(network) if plan.fold_batchnorm else network
-    sites = activation_sites(network.graph.graph, plan, parse_bits("W8A8"))  # which tensors these are is the same for all bits
+    width = parse_bits("W8A8")
+    network = transformed(network, plan, width)
+    sites = activation_sites(network.graph.graph, plan, width)  # which tensors these are is the same for all bits
     nodes = list(dict.fromkeys(site.root for site in sites))
     if not nodes:
         raise DataError(f"plan {plan.name!r} quantizes no activation of {network.source.text}, so no range can be compared")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dreamquant.errors import VerificationError
 from dreamquant.network.graph import run_batched
-from dreamquant.quantization.grid import FakeQuantize
+from dreamquant.quantization.grid import FakeQuantize, Grid
 from dreamquant.quantization.student import Student
 from dreamquant.runtime import onnx_runner
 
@@ -79,7 +79,7 @@ def top1_agreement(one: Tensor, other: Tensor) -> float:
 def _in_double_precision(student: Student, images: Tensor) -> Tensor:
     graph = copy.deepcopy(student.network.graph).double()
     for module in graph.modules():
-        if isinstance(module, FakeQuantize) and module.grid is not None:
+        if isinstance(module, FakeQuantize) and isinstance(module.grid, Grid):
             grid = module.grid
             module.grid = replace(grid, scale=grid.scale.double(), zero_point=grid.zero_point.double())
     with torch.no_grad():

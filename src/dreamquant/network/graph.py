@@ -67,6 +67,10 @@ class Network:
         """The same network around another graph of the same function."""
         return replace(self, graph=graph)
 
+    def rebuilt(self, graph: fx.GraphModule) -> Network:
+        """The same network around a graph of other nodes, so that it cannot go out as the ONNX graph it came in as."""
+        return replace(self, graph=graph, source=replace(self.source, proto=None))
+
     @property
     def input_name(self) -> str:
         """The name of the input in the ONNX file that the network was read from; empty where it came from elsewhere."""

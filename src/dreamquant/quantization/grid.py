@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from dreamquant.quantization.codebook import Codebook
+
 SMALLEST_SCALE = 1e-12  # of a tensor of nothing but zeros
 
 
@@ -77,7 +79,7 @@ class FakeQuantize(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.grid: Grid | None = None
+        self.grid: Grid | Codebook | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         return x if self.grid is None else self.grid.fake(x)

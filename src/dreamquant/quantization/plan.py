@@ -39,6 +39,16 @@ def parse_bits(text: str) -> Bits:
     return Bits(weights=weights, activations=activations)
 
 
+class LayerPlan(BaseModel):
+    """What one layer has of its own; what is left out is as in the rest of the plan."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    weight_bits: int | None = Field(default=None, ge=SMALLEST_BITS, le=LARGEST_BITS)
+    input_bits: int | None = Field(default=None, ge=SMALLEST_BITS, le=LARGEST_BITS)
+    granularity: Literal["tensor", "channel"] | None = None
+    keep_float: bool = False  # neither weights nor bias are quantized, nor tensors that only such layers read
+
+
 class Plan(BaseModel):
     """What is quantized, and how. Fields left out of a plan's file take the defaults given here."""
 
@@ -46,7 +56,8 @@ class Plan(BaseModel):
 
     name: str
     summary: str
-    fold_batchnorm: bool = True
+    transforms: list[str] = ["fold_batchnorm"]  # of the float network, in this order
+    transform_options: dict[str, dict[str, Any]] = Field(default_factory=dict)  # by the transform's name
     # activations
     placement: Literal["integer", "activation_outputs", "layer_inputs"] = "integer"
     quantize_image: bool = True
@@ -56,21 +67,34 @@ class Plan(BaseModel):
     activation_options: dict[str, Any] = Field(default_factory=dict)
     keep_scores: bool = False  # a tensor that leads to the outputs through no further layer keeps its full range
     observe: Literal["float", "quantized"] = "float"  # the activations that ranges are found on
+    range_source: Literal["samples", "batchnorm"] = "samples"  # batchnorm: mean +- deviations x std, with no sample seen
+    deviations: float = Field(default=6.0, gt=0)
     # weights
     weight_granularity: Literal["tensor", "channel"] = "channel"
     weight_symmetric: bool = True
     weight_ranges: str = "minmax"
     weight_options: dict[str, Any] = Field(default_factory=dict)
+    weight_levels: str = "uniform"  # or a codebook method: levels at any distance
+    level_options: dict[str, Any] = Field(default_factory=dict)
+    channel_bits: bool = False  # each channel has its own number of bits, their mean being the layer's
     saturation_free: bool = False  # 8-bit weights that 16-bit sums of products cannot overflow on (see `quantize`)
     # biases
     integer_bias: bool = True  # int32, on the grid of input scale times weight scale
-    bias_correction: bool = False  # each output channel's mean error on the samples is taken off its bias
+    bias_correction: Literal["none", "samples", "batchnorm"] = "none"  # each output channel's mean error is taken off its bias
     # exceptions; None: as everything else
     first_weight_bits: int | None = Field(default=None, ge=SMALLEST_BITS, le=LARGEST_BITS)
     last_weight_bits: int | None = Field(default=None, ge=SMALLEST_BITS, le=LARGEST_BITS)
     image_bits: int | None = Field(default=None, ge=SMALLEST_BITS, le=LARGEST_BITS)
     second_input_bits: int | None = Field(default=None, ge=SMALLEST_BITS, le=LARGEST_BITS)
     last_input_bits: int | None = Field(default=None, ge=SMALLEST_BITS, le=LARGEST_BITS)
+    layers: dict[str, LayerPlan] = Field(default_factory=dict)  # by the layer's name, as `inspect` shows it
+
+    def layer(self, name: str) -> LayerPlan:
+        """What the layer has of its own."""
+        return self.layers.get(name, _AS_THE_REST)
+
+
+_AS_THE_REST = LayerPlan()
 
 
 def plan_names() -> list[str]:

@@ -11,8 +11,10 @@ from torch import Tensor, fx
 
 from dreamquant.errors import DataError
 from dreamquant.methods import find_method
+from dreamquant.network.edit import set_tensor
 from dreamquant.network.graph import Network, tensor_of
 from dreamquant.network.operators import CONVOLUTIONS, WEIGHTED, is_call, output_channel_axis
+from dreamquant.quantization.codebook import Codebook
 from dreamquant.quantization.grid import FakeQuantize, Grid, grid_of_range
 from dreamquant.quantization.plan import Plan, change_plan, load_plan, parse_bits
 from dreamquant.quantization.sites import is_score
@@ -20,7 +22,6 @@ from dreamquant.quantization.student import Student, prepare, quantizer_nodes
 from dreamquant.quantization.through import following_function, narrow
 from dreamquant.quantization.walk import Chunks, keep_float, quantizer_of, walk
 from dreamquant.samples import Samples
-from dreamquant.transform.fold_batchnorm import set_tensor
 
 CHUNK = 32  # images run at once
 LARGEST_BIAS = 2**30  # of an int32; the rest is room for the sum of products
@@ -69,14 +70,21 @@ def _weight_grids(student: Student, widths: dict[str, int]) -> None:
     plan, graph = student.plan, student.network.graph
     method = find_method("ranges", plan.weight_ranges)
     options = method.check_options(plan.weight_options)
+    codebook = None if plan.weight_levels == "uniform" else find_method("codebooks", plan.weight_levels)
+    level_options = {} if codebook is None else codebook.check_options(plan.level_options)
     for node in quantizer_nodes(graph.graph):
         if node.meta["kind"] != "weight":
             continue
         weight = tensor_of(graph, node.all_input_nodes[0])
         layer = next(iter(node.users))
-        axis = output_channel_axis(layer) if plan.weight_granularity == "channel" else None
+        granularity = plan.layer(layer.name).granularity or plan.weight_granularity
+        axis = output_channel_axis(layer) if granularity == "channel" else None
         rows = weight.reshape(1, 1, -1) if axis is None else weight.transpose(0, axis).flatten(1).unsqueeze(1)
         bits = widths[str(node.target)]
+        if codebook is not None:
+            levels = codebook.function(rows.squeeze(1), bits=bits, **level_options)
+            quantizer_of(graph, node).grid = Codebook(levels, axis)
+            continue
         low, high = method.function(rows, bits=bits, symmetric=plan.weight_symmetric, **options)
         grid = grid_of_range(low, high, bits=bits, symmetric=plan.weight_symmetric, axis=axis)
         if plan.saturation_free and grid.qmin < 0 and not _depthwise(layer):
@@ -145,10 +153,9 @@ def _activation_grids(
 def _biases(student: Student, images: Tensor, *, chunk: int) -> None:
     """Put biases on their integer grid and, where the plan says so, correct them on the way, layer after layer."""
     plan, graph = student.plan, student.network.graph
-    if not (plan.integer_bias or plan.bias_correction):
-        return
-    _integer_bias_grids(student)
-    if not plan.bias_correction:
+    if plan.integer_bias:
+        _integer_bias_grids(student)
+    if plan.bias_correction == "none":
         return
 
     def after(node: fx.Node, quantized: Chunks, exact: Chunks) -> None:
@@ -185,11 +192,10 @@ def _integer_bias_grids(student: Student) -> None:
         assert isinstance(source, fx.Node)
         assert isinstance(weight, fx.Node)
         input_grid = quantizer_of(graph, source).grid if source.op == "call_module" else None
-        if input_grid is None:
-            continue
         weight_quantizer = quantizer_of(graph, weight)
-        assert weight_quantizer.grid is not None
         grid, bias = weight_quantizer.grid, tensor_of(graph, node.all_input_nodes[0])
+        if not isinstance(input_grid, Grid) or not isinstance(grid, Grid):
+            continue
         least = bias.abs() / (input_grid.scale * LARGEST_BIAS)
         groups = bias.numel() // grid.scale.numel()  # of a transposed convolution; with one scale for all, all channels
         scale = torch.maximum(grid.scale, least.view(groups, -1).amax(0))

@@ -49,6 +49,7 @@ def activation_sites(graph: fx.Graph, plan: Plan, bits: Bits) -> list[Site]:
     """The activations that `plan` quantizes, in the order of the graph."""
     nodes = data_nodes(graph)
     wanted = PLACEMENTS[plan.placement](nodes, plan)
+    wanted -= {node for node in wanted if _only_for_float_layers(node, plan)}
     if not plan.quantize_image:
         wanted.discard(nodes[0])
     ordered = [node for node in nodes if node in wanted]
@@ -87,9 +88,22 @@ def _activation_outputs(nodes: list[fx.Node], plan: Plan) -> set[fx.Node]:  # no
     return {node for node in nodes if is_call(node, ACTIVATION_FUNCTIONS)}
 
 
-def _layer_inputs(nodes: list[fx.Node], plan: Plan) -> set[fx.Node]:  # noqa: ARG001
+def _computes(node: object, plan: Plan) -> bool:
+    """Whether a node is a layer or product that is to run in integers."""
+    return isinstance(node, fx.Node) and is_call(node, COMPUTE) and not plan.layer(node.name).keep_float
+
+
+def _only_for_float_layers(node: fx.Node, plan: Plan) -> bool:
+    """Whether a tensor, or what merely rearranges it, is read by layers that stay in float and by nothing else."""
+    users = list(node.users)
+    return bool(users) and all(
+        _only_for_float_layers(user, plan) if is_passthrough(user) else plan.layer(user.name).keep_float for user in users
+    )
+
+
+def _layer_inputs(nodes: list[fx.Node], plan: Plan) -> set[fx.Node]:
     """The inputs of layers and the identity side of residual adds: the protocol of BRECQ and its family."""
-    wanted = {source for node in nodes if is_call(node, COMPUTE) for source in data_inputs(node)}
+    wanted = {source for node in nodes if _computes(node, plan) for source in data_inputs(node)}
     for node in nodes:
         if is_call(node, {aten.add.Tensor}) and len(data_inputs(node)) == 2:
             wanted |= {source for source in data_inputs(node) if not is_call(source, WEIGHTED | {aten.batch_norm.default})}
@@ -107,11 +121,11 @@ def _rearranges(node: fx.Node, wanted: set[fx.Node]) -> bool:
 
 def _integer(nodes: list[fx.Node], plan: Plan) -> set[fx.Node]:
     """Every tensor on a path of operations that a runtime can compute in integers, up to the last layer's input."""
-    feeds = _feeds_compute(nodes)
+    feeds = _feeds_compute(nodes, plan)
     wanted: set[fx.Node] = set()
     for node in nodes:
         result = _merged_result(node)
-        if is_call(node, COMPUTE):
+        if _computes(node, plan):
             wanted.update(data_inputs(node))
             if feeds[result] or is_call(node, CONVOLUTIONS):
                 wanted.add(result)
@@ -159,12 +173,12 @@ def _merged_result(node: fx.Node) -> fx.Node:
     return user if user is not None and is_call(user, CLIPPING) else node
 
 
-def _feeds_compute(nodes: list[fx.Node]) -> dict[fx.Node, bool]:
+def _feeds_compute(nodes: list[fx.Node], plan: Plan) -> dict[fx.Node, bool]:
     """Whether a layer or product is reached from a node through integer-capable operations only."""
     feeds: dict[fx.Node, bool] = {}
     for node in reversed(nodes):
         feeds[node] = any(
-            is_call(user, COMPUTE)
+            _computes(user, plan)
             or ((_integer_capable(user) or is_passthrough(user) or is_call(user, CLIPPING)) and feeds.get(user, False))
             for user in node.users
         )
@@ -207,6 +221,9 @@ def _roots(sites: list[fx.Node]) -> dict[fx.Node, fx.Node]:
 
 def _bits(node: fx.Node, graph: fx.Graph, plan: Plan, bits: Bits) -> int:
     layers = weighted_nodes(graph)
+    widths = {layer: plan.layer(layer.name).input_bits for layer in layers if node in _sources(layer)}
+    if any(widths.values()):
+        return max(width or bits.activations for width in widths.values())
     if node.op == "placeholder":
         return plan.image_bits or bits.activations
     if plan.last_input_bits and layers and node in _sources(layers[-1]):

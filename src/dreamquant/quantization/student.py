@@ -9,12 +9,14 @@ from typing import Literal
 import torch
 from torch import Tensor, fx
 
+from dreamquant.errors import OptionError, unknown
+from dreamquant.methods import find_method
 from dreamquant.network.graph import Network
+from dreamquant.quantization.codebook import Codebook
 from dreamquant.quantization.grid import FakeQuantize, Grid
 from dreamquant.quantization.plan import Bits, Plan
 from dreamquant.quantization.sites import activation_sites, weighted_nodes
 from dreamquant.quantization.walk import quantizer_of
-from dreamquant.transform.fold_batchnorm import fold_batchnorm
 
 Kind = Literal["activation", "weight", "bias"]
 
@@ -26,7 +28,7 @@ class QuantizedTensor:
     node: fx.Node
     quantizer: fx.Node
     kind: Kind
-    grid: Grid
+    grid: Grid | Codebook
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,13 @@ def prepare(network: Network, plan: Plan, bits: Bits) -> tuple[Student, dict[str
 
     Returns also, by the quantizer's name, its bits and, for activations, the node whose values decide its grid.
     """
-    network = fold_batchnorm(network) if plan.fold_batchnorm else network.with_graph(copy.deepcopy(network.graph))
+    network = transformed(network, plan, bits)
     graph = network.graph
-    sites = activation_sites(graph.graph, plan, bits)
     layers = weighted_nodes(graph.graph)
+    for name in plan.layers:
+        if name not in {layer.name for layer in layers}:
+            raise OptionError(unknown("layer", name, [layer.name for layer in layers]))
+    sites = activation_sites(graph.graph, plan, bits)
     widths: dict[str, int] = {}
     roots: dict[str, fx.Node] = {}
     names: dict[fx.Node, str] = {}
@@ -78,18 +83,30 @@ def prepare(network: Network, plan: Plan, bits: Bits) -> tuple[Student, dict[str
         widths[name], roots[name] = site.bits, site.root
         _insert(graph, site.node, name, "activation", users=list(site.node.users))
     for index, layer in enumerate(layers):
+        if plan.layer(layer.name).keep_float:
+            continue
         special = {0: plan.first_weight_bits, len(layers) - 1: plan.last_weight_bits}
         weight = layer.args[1]
         assert isinstance(weight, fx.Node)
         name = f"{weight.target}_grid"
-        widths[name] = max(widths.get(name, 0), special.get(index) or bits.weights)
+        widths[name] = max(widths.get(name, 0), plan.layer(layer.name).weight_bits or special.get(index) or bits.weights)
         _insert(graph, weight, name, "weight", users=[layer])
         bias = layer.args[2] if len(layer.args) > 2 else None
-        if plan.integer_bias and isinstance(bias, fx.Node):
+        if plan.integer_bias and plan.weight_levels == "uniform" and isinstance(bias, fx.Node):
             _insert(graph, bias, f"{layer.name}_bias_grid", "bias", users=[layer])
     graph.graph.lint()
     graph.recompile()
     return Student(network, plan, bits), widths, roots
+
+
+def transformed(network: Network, plan: Plan, bits: Bits) -> Network:
+    """A network of its own graph that computes the same function, in the form that `plan` quantizes."""
+    network = network.with_graph(copy.deepcopy(network.graph))
+    for name in plan.transforms:
+        method = find_method("transform", name)
+        options = method.check_options(plan.transform_options.get(name, {}))
+        network = method.function(network, bits=bits.weights, **options)
+    return network
 
 
 def _insert(graph: fx.GraphModule, node: fx.Node, name: str, kind: Kind, *, users: list[fx.Node]) -> None:

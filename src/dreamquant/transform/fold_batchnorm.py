@@ -5,17 +5,21 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
+from dreamquant.network.edit import bias_of, set_bias, set_tensor
 from dreamquant.network.graph import Network, aten, tensor_of
 from dreamquant.network.operators import TRANSPOSED, WEIGHTED, is_call, output_channel_axis
 
+PAPER = "Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference (CVPR 2018)"
 
-def fold_batchnorm(network: Network) -> Network:
-    """The same function without the BatchNorms that directly follow a layer with weights of its own.
+
+def fold_batchnorm(network: Network, *, bits: int = 8) -> Network:  # noqa: ARG001
+    """Makes each BatchNorm that directly follows a layer with weights of its own a part of those weights.
 
     With s = gamma / sqrt(var + eps): W' = s W, b' = s (b - mean) + beta. A BatchNorm elsewhere stays. The folded layer's
     `meta["origin"]` becomes the BatchNorm's, its own is kept as `meta["absorbed"]`: that value is no longer computed.
+    `meta["normal"]` = (beta, |gamma|): mean and deviation that the training data gave each channel of the layer's output.
     """
     graph = copy.deepcopy(network.graph)
     for node in list(graph.graph.nodes):
@@ -53,10 +57,14 @@ def _fold(module: fx.GraphModule, batch_norm: fx.Node) -> None:
     weight = tensor_of(module, weight_node)
     shape = [1] * weight.dim()
     shape[output_channel_axis(layer)] = -1
-    bias = _bias(module, layer)
+    bias = bias_of(module, layer)
     shift = (mean.new_zeros(mean.shape) if bias is None else bias) - mean
     set_tensor(module, weight_node, weight * scale.view(shape))
     set_bias(module, layer, shift * scale + (0.0 if beta is None else beta))
+    layer.meta["normal"] = (
+        torch.zeros_like(mean) if beta is None else beta.clone(),
+        torch.ones_like(mean) if gamma is None else gamma.abs(),
+    )
 
     layer.meta["absorbed"] = layer.meta.get("origin")
     layer.meta["origin"] = batch_norm.meta.get("origin")
@@ -64,30 +72,3 @@ def _fold(module: fx.GraphModule, batch_norm: fx.Node) -> None:
         del layer.meta["origin"]
     batch_norm.replace_all_uses_with(layer)
     module.graph.erase_node(batch_norm)
-
-
-def _bias(module: fx.GraphModule, layer: fx.Node) -> Tensor | None:
-    bias = layer.args[2] if len(layer.args) > 2 else None
-    return tensor_of(module, bias) if isinstance(bias, fx.Node) else None
-
-
-def set_tensor(module: fx.GraphModule, node: fx.Node, value: Tensor) -> None:
-    """Replace the tensor that a `get_attr` node reads; `meta["changed"]` says that it is no longer the file's."""
-    setattr(module, str(node.target), value)
-    node.meta["changed"] = True
-
-
-def set_bias(module: fx.GraphModule, layer: fx.Node, value: Tensor) -> None:
-    """Replace the bias of a layer with weights. One that it had not gets `meta["gained"]`, the layer's name."""
-    bias = layer.args[2] if len(layer.args) > 2 else None
-    if isinstance(bias, fx.Node):
-        set_tensor(module, bias, value)
-        return
-    name = f"{layer.name}_bias"
-    while hasattr(module, name):
-        name += "_"
-    module.register_buffer(name, value)
-    with module.graph.inserting_before(layer):
-        node = module.graph.get_attr(name)
-    node.meta.update(shape=tuple(value.shape), dtype=value.dtype, gained=layer.name)
-    layer.args = (*layer.args[:2], node, *layer.args[3:])
