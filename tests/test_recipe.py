@@ -8,6 +8,7 @@ import pytest
 
 from dreamquant.errors import OptionError
 from dreamquant.methods import find_method
+from dreamquant.quantization.plan import LayerPlan
 from dreamquant.recipe import BUDGETS, Recipe, load_recipe, recipe_names, resolve
 from dreamquant.synthesis import needs_batchnorm
 
@@ -65,6 +66,14 @@ def test_what_is_given_goes_before_the_recipe() -> None:
     assert (plan.activation_ranges, plan.activation_options) == ("percentile", {"percent": 99})
 
 
+def test_layers_have_settings_of_their_own() -> None:
+    settings = ["quantization.layers.stem.weight_bits=8", "quantization.layers.stem.keep_float=true", "quantization.layers.a.input_bits=6"]
+    plan = resolve(load_recipe("rsd"), has_batchnorm=True, settings=settings).quantization.resolved()
+
+    assert plan.layers == {"stem": LayerPlan(weight_bits=8, keep_float=True), "a": LayerPlan(input_bits=6)}
+    assert plan.layer("other") == LayerPlan()
+
+
 def test_another_method_keeps_the_counts_and_forgets_the_options() -> None:
     recipe = load_recipe("default")
     found = resolve(recipe, has_batchnorm=True, settings=["synthesis.method=fractal", "synthesis.leaves=50"])
@@ -99,6 +108,14 @@ def test_another_method_keeps_the_counts_and_forgets_the_options() -> None:
         ("quantization.activation_options.power=3", "'power'"),
         ("quantization.image_bits=9", "image_bits is 9"),
         ("quantization.weight_options=3", "weight_options is 3"),
+        ("quantization.transforms=['equalise']", "unknown transform method 'equalise'; did you mean 'equalize'"),
+        ("quantization.weight_levels=kmens", "unknown codebooks method 'kmens'; did you mean 'kmeans'"),
+        ("quantization.layers.head.weight_bits=9", "layers.head.weight_bits is 9"),
+        ("quantization.layers.head.weight_bit=4", "weight_bit"),
+        ("quantization.layers.head=4", "layers.head is 4"),
+        ("quantization.layers=4", "layers is 4"),
+        ("allocation.method=hybridd", "unknown allocation method 'hybridd'; did you mean 'hybrid'"),
+        ("allocation.mode=latency", "'mode'"),
     ],
 )
 def test_impossible_settings_are_refused_in_one_line(settings: str, message: str) -> None:

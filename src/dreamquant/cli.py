@@ -85,6 +85,13 @@ def quantize(
     mean: Mean = None,
     std: Std = None,
     budget: Annotated[str, typer.Option(help="quick, standard or paper")] = "standard",
+    keep_float: Annotated[list[str] | None, typer.Option(help="a layer to leave in float (names: `inspect`)")] = None,
+    bits_for: Annotated[
+        list[str] | None, typer.Option(help="a layer with bits of its own: NAME=8 for weights and input, or NAME=W4A8")
+    ] = None,
+    agreement: Annotated[
+        float | None, typer.Option(help="percent: raise the worst layers until so many top-1 answers are the float network's")
+    ] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="stage.option=value, e.g. synthesis.steps=200")] = None,
     seed: Seed = 0,
     run_dir: Annotated[Path | None, typer.Option(help="keep samples and result there; a run that was stopped goes on")] = None,
@@ -92,6 +99,10 @@ def quantize(
     quiet: Quiet = False,
 ) -> None:
     """Quantize MODEL without data and prove the file that is written."""
+    chosen = [f"quantization.layers.{name}.keep_float=true" for name in keep_float or []]
+    chosen += [setting for text in bits_for or [] for setting in _layer_settings(text)]
+    if agreement is not None:
+        chosen += ["allocation.method=auto", f"allocation.agreement={agreement}"]
     with progress_bars(quiet or as_json) as progress:
         result = run(
             model,
@@ -100,7 +111,7 @@ def quantize(
             bits=bits,
             plan=plan,
             budget=budget,
-            settings=settings or [],
+            settings=chosen + (settings or []),
             input_shape=_shape(input_shape),
             mean=_numbers(mean),
             std=_numbers(std),
@@ -324,6 +335,16 @@ def methods(as_json: Json = False) -> None:
             options = ", ".join(f"{key}={parameter.default}" for key, parameter in method.options.items())
             table.add_row(family, name, method.summary, options)
     console().print(table)
+
+
+def _layer_settings(text: str) -> list[str]:
+    """`"conv2d_3=8"` or `"conv2d_3=W8A8"` as settings of a recipe."""
+    name, separator, width = text.partition("=")
+    if not separator or not name:
+        raise OptionError(f"--bits-for is {text!r}; write NAME=8 or NAME=W4A8")
+    bits = parse_bits(f"W{width}A{width}" if width.isdecimal() else width)
+    place = f"quantization.layers.{name}"
+    return [f"{place}.weight_bits={bits.weights}", f"{place}.input_bits={bits.activations}"]
 
 
 def _check_whole_batches(network: Network, count: int) -> None:

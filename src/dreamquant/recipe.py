@@ -35,6 +35,12 @@ class Synthesis(Stage):
     held_out: int = 16  # made apart, to measure on
 
 
+class Allocation(Stage):
+    """How layers come by bits and granularity of their own."""
+
+    method: str = "uniform"
+
+
 class Quantization(BaseModel):
     """A plan by name, bits, and fields of the plan that are changed."""
 
@@ -62,6 +68,7 @@ class Recipe(BaseModel):
     published: list[dict[str, Any]] = Field(default_factory=list)
     synthesis: Synthesis
     synthesis_without_batchnorm: Synthesis | None = None  # for networks that have none
+    allocation: Allocation = Allocation()
     quantization: Quantization = Quantization()
     budget: dict[Budget, dict[str, dict[str, Any]]] = Field(default_factory=dict)
 
@@ -91,41 +98,42 @@ def resolve(
 ) -> Recipe:
     """The recipe as it will be run: one synthesis stage, the budget's and the user's settings applied, every option known.
 
-    `settings` are `stage.option=value`, stages `synthesis` and `quantization`. Raises `OptionError` for whatever is not known or
-    impossible, before any work is done.
+    `settings` are `stage.option=value`, stages `synthesis`, `allocation` and `quantization`. Raises `OptionError` for whatever is
+    not known or impossible, before any work is done.
     """
     if budget not in BUDGETS:
         raise OptionError(unknown("budget", budget, BUDGETS))
     chosen = recipe.synthesis
     if not has_batchnorm and recipe.synthesis_without_batchnorm is not None:
         chosen = recipe.synthesis_without_batchnorm
-    synthesis, quantization = chosen.model_dump(), recipe.quantization.model_dump()
+    synthesis, quantization, allocation = (part.model_dump() for part in (chosen, recipe.quantization, recipe.allocation))
     changed = {stage: dict(options) for stage, options in recipe.budget.get(budget, {}).items()}  # type: ignore[call-overload]
     synthesis.update(
         changed.pop("synthesis", {}) if chosen is recipe.synthesis else changed.pop("synthesis_without_batchnorm", {})
     )
     quantization.update(changed.pop("quantization", {}))
+    allocation.update(changed.pop("allocation", {}))
     if bits is not None:
         quantization["bits"] = bits
     if plan is not None:
         quantization["plan"] = plan
-    _apply(settings, synthesis, quantization)
+    _apply(settings, {"synthesis": synthesis, "allocation": allocation, "quantization": quantization})
     synthesis = _checked_synthesis(synthesis, budget)
     try:
         resolved = Recipe(
-            **recipe.model_dump(exclude={"synthesis", "synthesis_without_batchnorm", "quantization", "budget"}),
+            **recipe.model_dump(exclude={"synthesis", "synthesis_without_batchnorm", "allocation", "quantization", "budget"}),
             synthesis=Synthesis(**synthesis),
+            allocation=Allocation(**_checked("allocation", allocation, Allocation)),
             quantization=Quantization(**quantization),
         )
     except ValidationError as error:
         raise shelf.complaint(f"recipe {recipe.name}", error, Recipe.model_fields) from None
     parse_bits(resolved.quantization.bits)
-    _check_ranges(resolved.quantization.resolved())
+    _check_methods(resolved.quantization.resolved())
     return resolved
 
 
-def _apply(settings: Iterable[str], synthesis: dict[str, Any], quantization: dict[str, Any]) -> None:
-    stages = {"synthesis": synthesis, "quantization": quantization}
+def _apply(settings: Iterable[str], stages: dict[str, dict[str, Any]]) -> None:
     for setting in settings:
         place, separator, value = setting.partition("=")
         stage, _, option = place.partition(".")
@@ -133,18 +141,18 @@ def _apply(settings: Iterable[str], synthesis: dict[str, Any], quantization: dic
             raise OptionError(f"{setting!r} is no setting; write stage.option=value, as in synthesis.steps=200")
         if stage not in stages:
             raise OptionError(unknown("stage", stage, stages) + f" in {setting!r}")
-        if stage == "synthesis" and option == "method" and value != synthesis["method"]:
-            kept = {name: synthesis[name] for name in ("count", "held_out")}
-            synthesis.clear()  # another method's options mean nothing to this one
-            synthesis.update(kept)
-        name, _, inner = option.partition(".")
-        if inner:
-            table = stages[stage].get(name, {})
-            if not isinstance(table, dict):
-                raise OptionError(f"{stage}.{name} is {table!r}, no table that {setting!r} could set a part of")
-            stages[stage][name] = {**table, inner: _literal(value)}
-        else:
-            stages[stage][option] = _literal(value)
+        if option == "method" and value != stages[stage].get("method"):
+            kept = {name: value for name, value in stages[stage].items() if name in ("count", "held_out")}
+            stages[stage].clear()  # another method's options mean nothing to this one
+            stages[stage].update(kept)
+        table, (*outer, last) = stages[stage], option.split(".")
+        for name in outer:
+            inner = table.get(name, {})
+            if not isinstance(inner, dict):
+                raise OptionError(f"{stage}.{name} is {inner!r}, no table that {setting!r} could set a part of")
+            table[name] = dict(inner)
+            table = table[name]
+        table[last] = _literal(value)
 
 
 def _literal(text: str) -> object:
@@ -155,16 +163,26 @@ def _literal(text: str) -> object:
         return text
 
 
+def _checked(family: str, fields: dict[str, Any], stage: type[Stage]) -> dict[str, Any]:
+    """A stage's method and options, all of them known."""
+    method = find_method(family, str(fields["method"]))
+    options = {name: value for name, value in fields.items() if name not in stage.model_fields}
+    return {"method": method.name, **method.check_options(options)}
+
+
 def _checked_synthesis(fields: dict[str, Any], budget: str) -> dict[str, Any]:
-    method = find_method("synthesis", str(fields["method"]))
-    options = {name: value for name, value in fields.items() if name not in Synthesis.model_fields}
+    checked = _checked("synthesis", fields, Synthesis)
     numbers = {name: convert(f"synthesis.{name}", fields[name], 1) for name in ("count", "held_out")}
     for name, number in numbers.items():
         if number < 1:  # type: ignore[operator]
             raise OptionError(f"synthesis.{name} is {number}; at least one image is needed")
-    return {"method": method.name, **numbers, **method.budget(budget), **method.check_options(options)}
+    return {**numbers, **find_method("synthesis", checked["method"]).budget(budget), **checked}
 
 
-def _check_ranges(plan: Plan) -> None:
+def _check_methods(plan: Plan) -> None:
+    for name in plan.transforms:
+        find_method("transform", name).check_options(plan.transform_options.get(name, {}))
+    if plan.weight_levels != "uniform":
+        find_method("codebooks", plan.weight_levels).check_options(plan.level_options)
     for name, options in ((plan.weight_ranges, plan.weight_options), (plan.activation_ranges, plan.activation_options)):
         find_method("ranges", name).check_options(options)

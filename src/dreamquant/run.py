@@ -17,6 +17,7 @@ import onnxruntime
 import torch
 from torch import nn
 
+from dreamquant.allocation import Allocation, allocate
 from dreamquant.assess.assess import Assessment, assess
 from dreamquant.errors import OutputError
 from dreamquant.export.export import Artifact, check_format, export
@@ -25,6 +26,7 @@ from dreamquant.network.graph import Network
 from dreamquant.network.load import load
 from dreamquant.network.statistics import batch_norms
 from dreamquant.quantization.quantize import quantize
+from dreamquant.quantization.student import check_layers
 from dreamquant.recipe import Recipe, load_recipe, resolve
 from dreamquant.storage import load_samples, save_samples
 from dreamquant.synthesis import Samples, synthesize
@@ -43,6 +45,7 @@ class Result:
     seed: int
     seconds: dict[str, float]
     samples: Samples
+    allocation: Allocation
 
     def summary(self) -> dict[str, Any]:
         """Everything but the images, ready for JSON."""
@@ -56,6 +59,7 @@ class Result:
             "latency": asdict(self.assessment.latency),
             "layers": [asdict(layer) for layer in self.assessment.layers],
             "float_layers": self.assessment.float_layers,
+            "allocation": {"layers": self.allocation.layers, **self.allocation.totals},
             "seconds": self.seconds,
             "recipe": self.recipe.model_dump(exclude_none=True),
             "seed": self.seed,
@@ -89,18 +93,30 @@ def run(
     known = load_recipe(recipe)
     network = load(model, input_shape=input_shape, mean=mean, std=std)
     chosen = resolve(known, has_batchnorm=bool(batch_norms(network)), budget=budget, bits=bits, plan=plan, settings=settings)
+    whole = chosen.quantization.resolved()
+    check_layers(network, whole)
     clock = _Clock()
     samples = _dream(network, chosen, chosen.synthesis.count, seed, run_dir, progress, "calibration")
     clock.lap("synthesis")
     held_out = _dream(network, chosen, chosen.synthesis.held_out, seed + 1, run_dir, progress, "held-out")
     clock.lap("held_out_synthesis")
-    student = quantize(network, samples, bits=chosen.quantization.bits, plan=chosen.quantization.resolved())
+    allocation = allocate(
+        network,
+        samples,
+        whole,
+        bits=chosen.quantization.bits,
+        method=chosen.allocation.method,
+        callback=None if progress is None else lambda done, steps: progress("weighing layers", done, steps, 0.0),
+        **chosen.allocation.options,
+    )
+    clock.lap("allocation")
+    student = quantize(network, samples, bits=chosen.quantization.bits, plan=allocation.plan)
     clock.lap("quantization")
     artifact = export(student, path, samples, metadata=_metadata(chosen, seed))
     clock.lap("export")
     assessment = assess(network, student, artifact, held_out)
     clock.lap("assessment")
-    result = Result(artifact, assessment, chosen, seed, clock.seconds, samples)
+    result = Result(artifact, assessment, chosen, seed, clock.seconds, samples, allocation)
     if run_dir is not None:
         atomic_write(Path(run_dir) / "result.json", json.dumps(result.summary(), indent=2).encode())
     return result

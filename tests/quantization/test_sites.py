@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from dreamquant.errors import OptionError
 from dreamquant.network.capture import capture
 from dreamquant.network.graph import Network
 from dreamquant.network.operators import data_nodes
@@ -182,3 +183,53 @@ def test_a_silu_counts_as_one_function_to_leave_a_convolution_to() -> None:
     network = capture(Net(), (3, 5, 5))
     assert frozenset({"conv2d#0"}) in groups(network, "deploy")
     assert frozenset({"conv2d#0"}) not in groups(network, "deploy", merge_activations=True)
+
+
+LAYERS = ["conv2d", "conv2d_1", "conv2d_2", "conv2d_3", "conv2d_4", "conv2d_5", "conv2d_6", "conv2d_7", "linear"]
+
+
+@pytest.mark.parametrize("plan", ["deploy", "brecq"])
+def test_a_layer_kept_in_float_needs_no_grids(residual: Network, plan: str) -> None:
+    whole, _, _ = prepare(residual, load_plan(plan), parse_bits("W4A5"))
+    kept, bits, _ = prepare(residual, load_plan(plan, layers={"conv2d_2": {"keep_float": True}}), parse_bits("W4A5"))
+
+    assert [node.name for node in weighted_nodes(whole.network.graph.graph)] == []
+    assert kept.float_layers() == ["conv2d_2"]
+    assert len([name for name in bits if "weight" in name]) == len(LAYERS) - 1
+    before, after = (sets_of_sites(residual, plan, layers) for layers in ({}, {"conv2d_2": {"keep_float": True}}))
+    assert before - after == {"relu#1"}  # its input; its output is one side of the residual add
+
+
+@pytest.mark.parametrize("plan", ["deploy", "brecq", "zeroq"])
+def test_all_layers_kept_in_float_leave_nothing_quantized(residual: Network, plan: str) -> None:
+    layers = {name: {"keep_float": True} for name in LAYERS}
+    student, bits, _ = prepare(residual, load_plan(plan, layers=layers), parse_bits("W4A5"))
+
+    assert student.float_layers() == LAYERS
+    assert all("weight" not in name and "bias" not in name for name in bits)
+
+
+def sets_of_sites(network: Network, plan: str, layers: object) -> set[str]:
+    found, names = sites(network, plan, layers=layers)
+    return {names[site.node] for site in found}
+
+
+def test_a_layers_own_bits_reach_its_weight_and_its_input(residual: Network) -> None:
+    layers = {"conv2d_1": {"weight_bits": 3, "input_bits": 7}, "linear": {"weight_bits": 6}}
+    assert widths(residual, "deploy", "W4A5", layers=layers)["max_pool2d#0"] == 7
+    _, bits, _ = prepare(residual, load_plan("deploy", layers=layers), parse_bits("W4A5"))
+
+    weights = [width for name, width in bits.items() if "weight" in name]
+    assert weights == [8, 3, 4, 4, 4, 4, 4, 4, 6]  # the first layer's eight bits stay, the last one's are replaced
+
+
+def test_a_tensor_that_two_layers_read_takes_the_more_bits(residual: Network) -> None:
+    fewer = widths(residual, "brecq", "W4A5", second_input_bits=None, layers={"conv2d_3": {"input_bits": 3}})
+    more = widths(residual, "brecq", "W4A5", second_input_bits=None, layers={"conv2d_3": {"input_bits": 7}})
+
+    assert (fewer["relu#2"], more["relu#2"]) == (5, 7)  # conv2d_4 reads it too
+
+
+def test_a_layer_that_is_not_there_is_answered_with_the_nearest(residual: Network) -> None:
+    with pytest.raises(OptionError, match="unknown layer 'conv_1'; did you mean 'conv2d_1'"):
+        prepare(residual, load_plan("deploy", layers={"conv_1": {"keep_float": True}}), parse_bits("W4A5"))

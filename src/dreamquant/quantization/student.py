@@ -71,9 +71,7 @@ def prepare(network: Network, plan: Plan, bits: Bits) -> tuple[Student, dict[str
     network = transformed(network, plan, bits)
     graph = network.graph
     layers = weighted_nodes(graph.graph)
-    for name in plan.layers:
-        if name not in {layer.name for layer in layers}:
-            raise OptionError(unknown("layer", name, [layer.name for layer in layers]))
+    check_layers(network, plan)
     sites = activation_sites(graph.graph, plan, bits)
     widths: dict[str, int] = {}
     roots: dict[str, fx.Node] = {}
@@ -97,6 +95,14 @@ def prepare(network: Network, plan: Plan, bits: Bits) -> tuple[Student, dict[str
     graph.graph.lint()
     graph.recompile()
     return Student(network, plan, bits), widths, roots
+
+
+def check_layers(network: Network, plan: Plan) -> None:
+    """`OptionError` where the plan has something for a layer that the network does not have."""
+    known = [layer.name for layer in weighted_nodes(network.graph.graph)]
+    for name in plan.layers:
+        if name not in known:
+            raise OptionError(unknown("layer", name, known))
 
 
 def transformed(network: Network, plan: Plan, bits: Bits) -> Network:
