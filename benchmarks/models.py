@@ -1,0 +1,73 @@
+"""The networks and labelled images of the data folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import dreamquant
+from dreamquant.assess.labelled import LabelledImages, load_labelled
+from dreamquant.network.graph import Network
+from dreamquant.samples import Samples
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CIFAR = ("cifar10/cifar10_test.npz", "label"), ("cifar10/cifar10_train20k.npz", "label")
+NIPS = ("imagenet/nips2017", "label"), ("imagenet/val10x50", "label")
+VAL = ("imagenet/val10x50", "label10"), ("imagenet/nips2017", "label")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A file of the data folder, and the images (file, column of the labels) that test it and that stand for its real data."""
+
+    file: str
+    test: tuple[str, str]
+    real: tuple[str, str]
+
+
+MODELS = {
+    "resnet20": Model("cifar10/resnet20.pt2", *CIFAR),
+    "resnet20_bnfolded": Model("cifar10/resnet20_bnfolded.onnx", *CIFAR),
+    "resnet56": Model("cifar10/resnet56.pt2", *CIFAR),
+    "mobilenetv1": Model("imagenet/mobilenetv1_025.pt2", *NIPS),
+    "mobilenetv1_bnfolded": Model("imagenet/mobilenetv1_025_bnfolded.onnx", *NIPS),
+    "squeezenet": Model("imagenet/squeezenet1_1.onnx", *NIPS),
+    "mobilenetv2": Model("imagenet/mobilenetv2_imagenette.pt2", *VAL),
+    "mobilenetv2_bnfolded": Model("imagenet/mobilenetv2_imagenette.onnx", *VAL),
+}
+
+
+@cache
+def network(data: Path, name: str) -> Network:
+    """A network, with the normalisation that all of the folder's classifiers have."""
+    return dreamquant.load(data / MODELS[name].file, mean=MEAN, std=STD)
+
+
+@cache
+def test_images(data: Path, name: str) -> LabelledImages:
+    """The labelled images that a network is tested on."""
+    return _labelled(data, *MODELS[name].test)
+
+
+@cache
+def _photographs(data: Path, name: str) -> torch.Tensor:
+    real = _labelled(data, *MODELS[name].real).spread(1000)
+    batches = real.batches(100, input_shape=network(data, name).input_shape, mean=MEAN, std=STD)
+    return torch.from_numpy(np.concatenate([images for images, _ in batches]))
+
+
+def real_samples(data: Path, name: str, count: int, seed: int) -> Samples:
+    """Real images, none of which tests the network, drawn by `seed`."""
+    found = _photographs(data, name)
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))
+    return Samples(found[order[:count]], method="real", seed=seed)
+
+
+def _labelled(data: Path, file: str, column: str) -> LabelledImages:
+    if file.endswith(".npz"):
+        return load_labelled(data / file)
+    return load_labelled(data / f"{file}.zip", labels=data / f"{file}_labels.csv", label_column=column)

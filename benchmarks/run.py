@@ -1,0 +1,160 @@
+"""Measure suites of cases: accuracy, size, latency and cost of each way to quantize, one JSON row a case.
+
+    python -m benchmarks.run --suite dfq --data DATA [--only TEXT ...] [--seeds 0 1 2]
+
+A case that has its row in `benchmarks/results/SUITE.jsonl` is not run again. Top-1 is that of the exported file in ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import dreamquant
+from benchmarks.models import MEAN, STD, network, real_samples, test_images
+from benchmarks.suites import SUITES, Case
+from dreamquant.allocation import allocate
+from dreamquant.assess.assess import float_file
+from dreamquant.assess.evaluate import evaluate
+from dreamquant.assess.latency import compare_latency
+from dreamquant.quantization.plan import load_plan
+from dreamquant.quantization.student import Student
+from dreamquant.run import versions
+from dreamquant.runtime import onnx_runner
+from dreamquant.samples import Samples
+from dreamquant.storage import load_samples, save_samples
+
+RESULTS = Path(__file__).parent / "results"
+CACHE = Path("runs/samples")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--suite", choices=SUITES, required=True)
+    parser.add_argument("--only", nargs="+", default=[], help="cases whose model, label or bits hold one of these texts")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    place = RESULTS / f"{given.suite}.jsonl"
+    done = {key(row) for row in map(json.loads, place.read_text().splitlines())} if place.exists() else set()
+    for seed in given.seeds:
+        for case in SUITES[given.suite]():
+            names = {"model": case.model, "label": case.label, "bits": case.bits, "plan": case.plan, "seed": seed}
+            if key(names) in done or not all(any(text in str(name) for name in names.values()) for text in given.only):
+                continue
+            row = names | measure(given.data, case, seed)
+            print(*names.values(), f"{row['top1']:.2f}", f"{row['bytes'] / 1e3:.0f} kB", row["processor_seconds"], flush=True)
+            with place.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+def key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[name] for name in ("model", "label", "bits", "plan", "seed"))
+
+
+def measure(data: Path, case: Case, seed: int) -> dict[str, Any]:
+    """One case, from the images to the file's accuracy."""
+    model = network(data, case.model)
+    samples, dreaming = images_of(data, case, seed)
+    clock = Clock()
+    plan = load_plan(case.plan, **case.changes)
+    allocation = allocate(model, samples, plan, bits=case.bits, **case.allocation)
+    clock.lap("allocation")
+    student = dreamquant.quantize(model, samples, bits=case.bits, plan=allocation.plan)
+    clock.lap("quantization")
+    with tempfile.TemporaryDirectory() as folder:
+        artifact = dreamquant.export(student, Path(folder) / "student.onnx", samples)
+        clock.lap("export")
+        reference = float_file(model, Path(folder))
+        began = time.perf_counter()
+        runner = onnx_runner(artifact.path, threads=1)
+        load_seconds = time.perf_counter() - began
+        found = evaluate(runner, test_images(data, case.model), input_shape=model.input_shape, mean=MEAN, std=STD, batch=50)
+        latency = compare_latency(reference, artifact.path, input_shape=model.input_shape)
+        float_bytes = reference.stat().st_size
+    return {
+        "images": case.images,
+        "count": len(samples),
+        "budget": case.budget,
+        "options": case.options,
+        "changes": case.changes,
+        "allocation": case.allocation,
+        "totals": allocation.totals,
+        "top1": found.top1,
+        "test_images": found.images,
+        "agreement_of_file": artifact.verification.top1_agreement,
+        "mean_difference_of_file": artifact.verification.mean_difference,
+        "bytes": artifact.size,
+        "float_bytes": float_bytes,
+        "load_seconds": round(load_seconds, 3),
+        "latency_ms": round(latency.b_ms, 3),
+        "float_latency_ms": round(latency.a_ms, 3),
+        "speed": round(latency.ratio, 3),
+        "speed_quartiles": [round(latency.ratio_low, 3), round(latency.ratio_high, 3)],
+        **granularities(student),
+        "synthesis_processor_seconds": dreaming,
+        "processor_seconds": clock.seconds,
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "processor": latency.processor,
+        "commit": commit(),
+        **versions(),
+    }
+
+
+def granularities(student: Student) -> dict[str, Any]:
+    """How many layers have a grid for each channel of their weights, and the mean bits of a weight."""
+    weights = [tensor for tensor in student.tensors() if tensor.kind == "weight"]
+    sizes = [torch.Size(tensor.node.meta["shape"]).numel() for tensor in weights]
+    bits = sum(size * tensor.grid.bits for size, tensor in zip(sizes, weights, strict=True)) / max(sum(sizes), 1)
+    return {"layers": len(weights), "channel_layers": sum(t.grid.axis is not None for t in weights), "mean_bits": round(bits, 3)}
+
+
+def images_of(data: Path, case: Case, seed: int) -> tuple[Samples, float]:
+    """The images that a case is calibrated on, and the processor seconds that making them took."""
+    if case.images == "real":
+        return real_samples(data, case.model, case.count, seed), 0.0
+    made_by = {"method": case.images, "count": case.count, "seed": seed, "budget": case.budget, **case.options}
+    place = CACHE / ("-".join(str(value) for value in (case.model, *made_by.values())) + ".safetensors")
+    timing = place.with_suffix(".json")
+    samples = load_samples(place, made_by) if place.exists() else None
+    if samples is None or not timing.exists():
+        began = time.process_time()
+        samples = dreamquant.synthesize(
+            network(data, case.model), case.count, method=case.images, seed=seed, budget=case.budget, **case.options
+        )
+        place.parent.mkdir(parents=True, exist_ok=True)
+        save_samples(samples, place, made_by)
+        timing.write_text(json.dumps(round(time.process_time() - began, 1)))
+    return samples, json.loads(timing.read_text())
+
+
+class Clock:
+    """Processor seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.process_time()
+
+    def lap(self, stage: str) -> None:
+        now = time.process_time()
+        self.seconds[stage], self._last = round(now - self._last, 2), now
+
+
+def commit() -> str:
+    """The commit that is measured, with a plus sign where files differ from it."""
+    words = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    changed = subprocess.run(["git", "status", "--porcelain", "src"], capture_output=True, text=True, check=True).stdout
+    return words + ("+" if changed else "")
+
+
+if __name__ == "__main__":
+    main()
