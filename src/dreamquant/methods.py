@@ -23,10 +23,11 @@ FAMILIES = {
     "ranges": "dreamquant.quantization.ranges",
     "codebooks": "dreamquant.quantization.codebooks",
     "allocation": "dreamquant.allocation",
+    "reconstruction": "dreamquant.reconstruction",
 }
 
 # arguments that the flow gives, not the user
-_GIVEN = {"seed", "callback", "bits", "symmetric"}
+_GIVEN = {"seed", "callback", "folder", "bits", "symmetric"}
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,12 @@ class Allocation(Stage):
     method: str = "uniform"
 
 
+class Reconstruction(Stage):
+    """How weights are rounded and steps chosen, once every tensor has its grid."""
+
+    method: str = "nearest"
+
+
 class Quantization(BaseModel):
     """A plan by name, bits, and fields of the plan that are changed."""
 
@@ -70,6 +76,7 @@ class Recipe(BaseModel):
     synthesis_without_batchnorm: Synthesis | None = None  # for networks that have none
     allocation: Allocation = Allocation()
     quantization: Quantization = Quantization()
+    reconstruction: Reconstruction = Reconstruction()
     budget: dict[Budget, dict[str, dict[str, Any]]] = Field(default_factory=dict)
 
 
@@ -98,33 +105,34 @@ def resolve(
 ) -> Recipe:
     """The recipe as it will be run: one synthesis stage, the budget's and the user's settings applied, every option known.
 
-    `settings` are `stage.option=value`, stages `synthesis`, `allocation` and `quantization`. Raises `OptionError` for whatever is
-    not known or impossible, before any work is done.
+    `settings` are `stage.option=value`, with the stages `synthesis`, `allocation`, `quantization` and `reconstruction`. Raises
+    `OptionError` for whatever is not known or impossible, before any work is done.
     """
     if budget not in BUDGETS:
         raise OptionError(unknown("budget", budget, BUDGETS))
     chosen = recipe.synthesis
     if not has_batchnorm and recipe.synthesis_without_batchnorm is not None:
         chosen = recipe.synthesis_without_batchnorm
-    synthesis, quantization, allocation = (part.model_dump() for part in (chosen, recipe.quantization, recipe.allocation))
-    changed = {stage: dict(options) for stage, options in recipe.budget.get(budget, {}).items()}  # type: ignore[call-overload]
-    synthesis.update(
-        changed.pop("synthesis", {}) if chosen is recipe.synthesis else changed.pop("synthesis_without_batchnorm", {})
-    )
-    quantization.update(changed.pop("quantization", {}))
-    allocation.update(changed.pop("allocation", {}))
-    if bits is not None:
-        quantization["bits"] = bits
-    if plan is not None:
-        quantization["plan"] = plan
-    _apply(settings, {"synthesis": synthesis, "allocation": allocation, "quantization": quantization})
-    synthesis = _checked_synthesis(synthesis, budget)
+    stages = {
+        "synthesis": chosen.model_dump(),
+        "allocation": recipe.allocation.model_dump(),
+        "quantization": recipe.quantization.model_dump(),
+        "reconstruction": recipe.reconstruction.model_dump(),
+    }
+    changed = dict(recipe.budget.get(budget, {}))  # type: ignore[call-overload]
+    if chosen is not recipe.synthesis:
+        changed["synthesis"] = changed.pop("synthesis_without_batchnorm", {})
+    for stage, fields in stages.items():
+        fields.update(changed.get(stage, {}))
+    stages["quantization"].update({name: value for name, value in (("bits", bits), ("plan", plan)) if value is not None})
+    _apply(settings, stages)
     try:
         resolved = Recipe(
-            **recipe.model_dump(exclude={"synthesis", "synthesis_without_batchnorm", "allocation", "quantization", "budget"}),
-            synthesis=Synthesis(**synthesis),
-            allocation=Allocation(**_checked("allocation", allocation, Allocation)),
-            quantization=Quantization(**quantization),
+            **recipe.model_dump(exclude={*stages, "synthesis_without_batchnorm", "budget"}),
+            synthesis=Synthesis(**_checked("synthesis", stages["synthesis"], budget, **_counts(stages["synthesis"]))),
+            allocation=Allocation(**_checked("allocation", stages["allocation"], budget)),
+            quantization=Quantization(**stages["quantization"]),
+            reconstruction=Reconstruction(**_checked("reconstruction", stages["reconstruction"], budget)),
         )
     except ValidationError as error:
         raise shelf.complaint(f"recipe {recipe.name}", error, Recipe.model_fields) from None
@@ -163,20 +171,19 @@ def _literal(text: str) -> object:
         return text
 
 
-def _checked(family: str, fields: dict[str, Any], stage: type[Stage]) -> dict[str, Any]:
-    """A stage's method and options, all of them known."""
+def _checked(family: str, fields: dict[str, Any], budget: str, **others: int) -> dict[str, Any]:
+    """A stage's method and its options: the budget's, and over them those given, all of them known. `others` are no options."""
     method = find_method(family, str(fields["method"]))
-    options = {name: value for name, value in fields.items() if name not in stage.model_fields}
-    return {"method": method.name, **method.check_options(options)}
+    options = {name: value for name, value in fields.items() if name not in ("method", *others)}
+    return {"method": method.name, **others, **method.budget(budget), **method.check_options(options)}
 
 
-def _checked_synthesis(fields: dict[str, Any], budget: str) -> dict[str, Any]:
-    checked = _checked("synthesis", fields, Synthesis)
-    numbers = {name: convert(f"synthesis.{name}", fields[name], 1) for name in ("count", "held_out")}
+def _counts(fields: dict[str, Any]) -> dict[str, int]:
+    numbers: dict[str, Any] = {name: convert(f"synthesis.{name}", fields[name], 1) for name in ("count", "held_out")}
     for name, number in numbers.items():
-        if number < 1:  # type: ignore[operator]
+        if number < 1:
             raise OptionError(f"synthesis.{name} is {number}; at least one image is needed")
-    return {**numbers, **find_method("synthesis", checked["method"]).budget(budget), **checked}
+    return numbers
 
 
 def _check_methods(plan: Plan) -> None:

@@ -28,6 +28,7 @@ from dreamquant.network.statistics import batch_norms
 from dreamquant.quantization.quantize import quantize
 from dreamquant.quantization.student import check_layers
 from dreamquant.recipe import Recipe, load_recipe, resolve
+from dreamquant.reconstruction import reconstruct
 from dreamquant.storage import load_samples, save_samples
 from dreamquant.synthesis import Samples, synthesize
 
@@ -112,6 +113,16 @@ def run(
     clock.lap("allocation")
     student = quantize(network, samples, bits=chosen.quantization.bits, plan=allocation.plan)
     clock.lap("quantization")
+    student = reconstruct(
+        student,
+        samples,
+        method=chosen.reconstruction.method,
+        seed=seed,
+        callback=None if progress is None else lambda done, steps, loss: progress("reconstructing", done, steps, loss),
+        folder=None if run_dir is None else Path(run_dir) / "reconstruction",
+        **chosen.reconstruction.options,
+    )
+    clock.lap("reconstruction")
     artifact = export(student, path, samples, metadata=_metadata(chosen, seed))
     clock.lap("export")
     assessment = assess(network, student, artifact, held_out)

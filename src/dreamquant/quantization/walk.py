@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, fx
@@ -18,6 +18,22 @@ Before = Callable[[fx.Node, Chunks, Chunks], None]
 After = Callable[[fx.Node, Chunks, Chunks], None]
 
 
+class Piece(Protocol):
+    """Nodes of a graph, the first of them first, that compute the tensor `output` from `input` and stored tensors."""
+
+    @property
+    def input(self) -> fx.Node: ...
+
+    @property
+    def nodes(self) -> tuple[fx.Node, ...]: ...
+
+    @property
+    def output(self) -> fx.Node: ...
+
+
+P = TypeVar("P", bound=Piece)
+
+
 def walk(
     graph: fx.GraphModule,
     images: Tensor,
@@ -25,15 +41,19 @@ def walk(
     chunk: int = 32,
     before: Before | None = None,
     after: After | None = None,
+    pieces: Mapping[fx.Node, P] | None = None,
+    during: Callable[[P, Chunks, Chunks], tuple[Chunks, Chunks]] | None = None,
 ) -> None:
     """Run a student's graph on images (N, C, H, W), with its quantizers and, beside it, without any.
 
     Each node is run on all pieces of `chunk` images before the next node is. `before(node, quantized, float)` is called with
     the input of an activation quantizer that is about to run; `after(node, quantized, float)` with the outputs of every
     other node that depends on the images, which it may replace in place. Where no quantizer lies before a node, the two
-    lists hold the same tensors. Values are dropped after their last use.
+    lists hold the same tensors. Values are dropped after their last use. `pieces`, by their first nodes, are not run node by
+    node: `during(piece, quantized, float)` gets what both networks have as the piece's input, and returns its outputs.
     """
-    pieces = list(torch.split(images, chunk))
+    split = list(torch.split(images, chunk))
+    inside: set[fx.Node] = set()
     stored: dict[fx.Node, Any] = {}
     quantized: dict[fx.Node, list[Any]] = {}
     exact: dict[fx.Node, list[Any]] = {}
@@ -41,9 +61,16 @@ def walk(
     with torch.no_grad():
         for node in graph.graph.nodes:
             if node.op == "placeholder":
-                quantized[node], exact[node] = list(pieces), list(pieces)
+                quantized[node], exact[node] = list(split), list(split)
             elif node.op == "output":
                 break
+            elif pieces is not None and node in pieces:
+                assert during is not None
+                piece = pieces[node]
+                inside.update(piece.nodes)
+                quantized[piece.output], exact[piece.output] = during(piece, quantized[piece.input], exact[piece.input])
+            elif node in inside:
+                pass
             elif not any(argument in quantized for argument in node.all_input_nodes):
                 stored[node] = _compute(graph, node, stored)
             elif node.op == "call_module":
@@ -53,7 +80,7 @@ def walk(
                 quantizer = graph.get_submodule(str(node.target))
                 quantized[node], exact[node] = [quantizer(value) for value in quantized[source]], exact[source]
             else:
-                quantized[node], exact[node] = _both(graph, node, stored, quantized, exact, len(pieces))
+                quantized[node], exact[node] = _both(graph, node, stored, quantized, exact, len(split))
                 if after is not None and isinstance(quantized[node][0], Tensor):
                     after(node, quantized[node], exact[node])
             for argument in node.all_input_nodes:

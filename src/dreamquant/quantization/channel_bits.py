@@ -1,0 +1,33 @@
+"""How many bits each channel of a weight gets."""
+
+import torch
+from torch import Tensor
+
+from dreamquant.errors import OptionError
+
+MOST = 8
+
+
+def channel_bits(rows: Tensor, bits: int) -> Tensor:
+    """The bits of each channel (channels,), whole numbers of 0 to 8 as int64, for rows (channels, n) and a mean of `bits`.
+
+    ACIQ's allocation (Banner et al., NeurIPS 2019, section 4): the rounding error of channel i is alpha_i^2 / (3 B_i^2) for B_i
+    levels on [-alpha_i, alpha_i], and the sum over channels is least, for B = channels * 2^bits levels in all, at
+
+        B_i = alpha_i^(2/3) / sum_j alpha_j^(2/3) * B
+
+    so that bits_i = log2 B_i = 2/3 log2 alpha_i + c. Here c is what brings the whole numbers' sum to channels * bits: floors of
+    log2 B_i first, the bits that remain to the largest remainders; what 0 and 8 cut off is shared by the others alike. At a given
+    number of bits the clip is a fixed multiple of the spread, and alpha_i is taken to be the root of the mean square; about 0, as
+    every grid holds 0, and a channel of 0 bits is 0. The sum falls short only where all channels that are not 0 have 8 bits.
+
+    Raises `OptionError` where `bits` is not within 0 and 8.
+    """
+    if not 0 <= bits <= MOST:
+        raise OptionError(f"{bits} bits a channel; there can be 0 to {MOST}")
+    alpha = rows.double().square().mean(1).sqrt()
+    # a channel's next bit is worth its log2 B_i less the bits that it has; the most valuable ones are bought
+    worth = (2 / 3 * alpha.log2())[:, None] - torch.arange(MOST)
+    bought = worth.flatten().sort(descending=True, stable=True).indices[: len(rows) * bits]
+    given = torch.zeros(worth.numel(), dtype=torch.int64).index_fill(0, bought, 1).view_as(worth)
+    return torch.where(alpha > 0, given.sum(1), 0)

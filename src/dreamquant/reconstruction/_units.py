@@ -1,0 +1,128 @@
+"""Units: the pieces of a student that are reconstructed one after the other, each from one tensor to one tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx
+
+from dreamquant.network.graph import aten, tensor_of
+from dreamquant.network.operators import WEIGHTED, data_inputs, is_call
+from dreamquant.network.segments import segments
+from dreamquant.quantization.sites import ACTIVATION_FUNCTIONS
+from dreamquant.quantization.student import Student
+from dreamquant.quantization.walk import KEPT
+
+Modules = Mapping[fx.Node, Any]  # by the node of a quantizer: what is run in its place
+_SIZE = aten.sym_size.int
+
+
+@dataclass(frozen=True)
+class Unit:
+    """`nodes` compute `output` from `input`; all of them are nodes of a student's graph, quantizers included."""
+
+    graph: fx.GraphModule
+    input: fx.Node
+    nodes: tuple[fx.Node, ...]
+
+    @property
+    def output(self) -> fx.Node:
+        return self.nodes[-1]
+
+    @property
+    def layers(self) -> list[fx.Node]:
+        """The nodes with weights."""
+        return [node for node in self.nodes if is_call(node, WEIGHTED)]
+
+    @property
+    def weights(self) -> list[fx.Node]:
+        """The nodes that quantize weights."""
+        sources = [layer.args[1] for layer in self.layers]
+        return [source for source in sources if isinstance(source, fx.Node) and source.op == "call_module"]
+
+    @property
+    def quantizers(self) -> list[fx.Node]:
+        """The nodes that quantize activations."""
+        return [node for node in self.nodes if node.op == "call_module"]
+
+    def run(self, x: Tensor, modules: Modules | None = None, *, exact: bool = False) -> Tensor:
+        """The unit's output for inputs x; `modules` run in the place of their quantizers. `exact`: without any quantizer."""
+        values: dict[fx.Node, Any] = {self.input: x}
+
+        def value(node: fx.Node) -> Any:
+            if node not in values:
+                values[node] = self._compute(node, value, modules or {}, exact=exact, batch=len(x))
+            return values[node]
+
+        for node in self.nodes:
+            value(node)
+        result: Tensor = values[self.output]
+        return result
+
+    def _compute(self, node: fx.Node, value: Any, modules: Modules, *, exact: bool, batch: int) -> Any:
+        if node.op == "get_attr":
+            return self.graph.get_buffer(node.meta[KEPT]) if exact and KEPT in node.meta else tensor_of(self.graph, node)
+        if node.op == "call_module":
+            source = value(node.all_input_nodes[0])
+            if exact or (node.meta["kind"] == "bias" and modules):
+                return source
+            return (modules[node] if node in modules else self.graph.get_submodule(str(node.target)))(source)
+        if node.target is _SIZE and node.all_input_nodes[0] not in self.nodes:
+            first, axis = node.args
+            assert isinstance(first, fx.Node)
+            return batch if axis == 0 else first.meta["shape"][axis]
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def segment_units(student: Student) -> list[Unit]:
+    """One unit a segment. A quantizer behind a segment belongs to the next one, whose input it quantizes."""
+    found: list[Unit] = []
+    moved: list[fx.Node] = []
+    graph = student.network.graph
+    source: fx.Node | None = None
+    for segment in segments(student.network):
+        nodes = [*moved, *segment.nodes]
+        moved = []
+        while nodes[-1].op == "call_module" and set(nodes[-1].all_input_nodes) <= {nodes[-2]}:
+            moved.insert(0, nodes.pop())
+        found.append(Unit(graph, source or segment.input, tuple(nodes)))
+        source = nodes[-1]
+    return found
+
+
+def grouped(units: list[Unit]) -> list[Unit]:
+    """Units of one depthwise layer joined with the unit behind them, so that both are rounded for their common output."""
+    found: list[Unit] = []
+    for unit in units:
+        before = found[-1] if found else None
+        if before is not None and len(before.layers) == 1 and len(unit.layers) == 1 and _depthwise(before.layers[0]):
+            found[-1] = Unit(unit.graph, before.input, (*before.nodes, *unit.nodes))
+        else:
+            found.append(unit)
+    return found
+
+
+def layer_units(student: Student) -> list[Unit]:
+    """One unit a layer with weights, with the BatchNorm and the activation function that alone read it."""
+    found = []
+    graph = student.network.graph
+    for layer in graph.graph.nodes:
+        if not is_call(layer, WEIGHTED):
+            continue
+        nodes = [layer]
+        while len(nodes[-1].users) == 1:
+            after = next(iter(nodes[-1].users))
+            if not is_call(after, ACTIVATION_FUNCTIONS | {aten.batch_norm.default}) or data_inputs(after) != [nodes[-1]]:
+                break
+            nodes.append(after)
+        found.append(Unit(graph, data_inputs(layer)[0], tuple(nodes)))
+    return found
+
+
+def _depthwise(layer: fx.Node) -> bool:
+    groups, weight = layer.args[6] if len(layer.args) > 6 else 1, layer.args[1]
+    assert isinstance(weight, fx.Node)
+    return bool(groups != 1 and groups == weight.meta["shape"][0])
