@@ -90,6 +90,31 @@ def test_settings_reach_the_run(command: Command, digits: Path, tmp_path: Path) 
     assert found["agreement"]["samples"] == 5
 
 
+def test_layers_of_their_own(command: Command, digits: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.onnx"
+    chosen = ("--keep-float", "conv2d_3", "--bits-for", "conv2d_1=6", "--bits-for", "conv2d_2=W8A7")
+    found = json.loads(works(command, "quantize", digits / FOLDED, "-o", output, *FEW, "--bits", "W4A8", *chosen, "--json"))
+    assert found["float_layers"] == ["conv2d_3"]
+    assert found["recipe"]["quantization"]["layers"] == {
+        "conv2d_3": {"keep_float": True},
+        "conv2d_1": {"weight_bits": 6, "input_bits": 6},
+        "conv2d_2": {"weight_bits": 8, "input_bits": 7},
+    }
+    stored = [tensor.data_type for tensor in onnx.load(output).graph.initializer if tensor.name.endswith("_q")]
+    assert stored.count(onnx.TensorProto.INT8) == 4  # the first and the last layer, and two with more bits than four
+    assert "left in float" in works(command, "quantize", digits / FOLDED, "-o", output, *FEW, *chosen)
+
+
+def test_agreement_raises_layers_until_it_is_reached(command: Command, digits: Path, tmp_path: Path) -> None:
+    arguments = ("quantize", digits / FOLDED, "-o", tmp_path / "out.onnx", "--set", "synthesis.count=32", "--bits", "W2A4")
+    plain = json.loads(works(command, *arguments, "--json"))
+    raised = json.loads(works(command, *arguments, "--agreement", "90", "--json"))
+    assert plain["agreement"]["top1"] < raised["agreement"]["top1"]
+    assert raised["recipe"]["allocation"]["method"] == "auto"
+    assert plain["bytes"] < raised["bytes"]
+    assert "auto: " in works(command, *arguments, "--agreement", "90")
+
+
 def test_the_file_tells_how_it_was_made(command: Command, digits: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.onnx"
     works(command, "quantize", digits / FOLDED, "-o", output, *FEW, "--seed", "7")
@@ -248,6 +273,18 @@ def test_inspect(command: Command, digits: Path) -> None:
     assert "0 BatchNorms (folded, or never there)" in shown
     assert "synthesis zeroq: needs BatchNorm statistics, and there are none" in shown
     assert "synthesis psaq: needs attention, and there is no softmax" in shown
+
+
+def test_inspect_ranks_layers(command: Command, digits: Path) -> None:
+    arguments = ("inspect", digits / FOLDED, "--bits", "W4A4", "--sensitivity")
+    found = json.loads(works(command, *arguments, "--json"))["sensitivity"]
+    damage = [layer["weights"] + layer["activations"] for layer in found]
+    assert len(found) == 10
+    assert damage == sorted(damage, reverse=True)
+    assert min(damage) > 0
+    shown = works(command, *arguments)
+    assert "what each costs alone" in shown
+    assert f"{found[0]['weights']:.2e}" in shown
 
 
 def test_recipes_and_methods(command: Command) -> None:

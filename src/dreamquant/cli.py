@@ -30,7 +30,7 @@ from dreamquant.quantization.plan import load_plan, parse_bits
 from dreamquant.quantization.sites import activation_sites
 from dreamquant.quantization.student import transformed
 from dreamquant.recipe import load_recipe, recipe_names
-from dreamquant.run import run
+from dreamquant.run import ranked, run
 from dreamquant.runtime import onnx_runner
 from dreamquant.storage import FORMATS, check_pixels, check_samples_path, read_samples, write_samples
 from dreamquant.synthesis import lacking
@@ -264,11 +264,19 @@ def inspect(
     input_shape: Shape = None,
     plan: Annotated[str, typer.Option(help="the plan whose sites are shown")] = "deploy",
     bits: Annotated[str, typer.Option(help="the bits whose sites are shown")] = "W8A8",
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity", help="rank layers by the damage that each alone does on images the network dreams")
+    ] = False,
+    recipe: Annotated[str, typer.Option(help="the recipe that dreams them")] = "default",
+    mean: Mean = None,
+    std: Std = None,
+    seed: Seed = 0,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Show MODEL's layers, BatchNorms, segments, the tensors a plan quantizes, and which methods can work on it."""
-    chosen, width = load_plan(plan), parse_bits(bits)
-    network = load(model, input_shape=_shape(input_shape))
+    """Show MODEL's layers, BatchNorms, segments, what a plan quantizes, which methods can work on it and which layers hurt."""
+    chosen, width, dreamer = load_plan(plan), parse_bits(bits), load_recipe(recipe)
+    network = load(model, input_shape=_shape(input_shape), mean=_numbers(mean), std=_numbers(std))
     graph = network.graph.graph
     quantized = transformed(network, chosen, width)
     norms, mixing = batch_norms(network), attentions(network)
@@ -303,6 +311,9 @@ def inspect(
         ],
         "synthesis": {name: not what for name, what in lacks.items()},
     }
+    if sensitivity:
+        with progress_bars(quiet or as_json) as progress:
+            found["sensitivity"] = [asdict(layer) for layer in ranked(network, dreamer, chosen, width, seed, progress)]
     if as_json:
         print(json.dumps(found, indent=2))  # noqa: T201
     else:

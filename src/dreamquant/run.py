@@ -17,7 +17,7 @@ import onnxruntime
 import torch
 from torch import nn
 
-from dreamquant.allocation import Allocation, allocate
+from dreamquant.allocation import Allocation, LayerDamage, allocate, sensitivities
 from dreamquant.assess.assess import Assessment, assess
 from dreamquant.errors import OutputError
 from dreamquant.export.export import Artifact, check_format, export
@@ -25,6 +25,7 @@ from dreamquant.files import atomic_write, check_output
 from dreamquant.network.graph import Network
 from dreamquant.network.load import load
 from dreamquant.network.statistics import batch_norms
+from dreamquant.quantization.plan import Bits, Plan
 from dreamquant.quantization.quantize import quantize
 from dreamquant.quantization.student import check_layers
 from dreamquant.recipe import Recipe, load_recipe, resolve
@@ -131,6 +132,16 @@ def run(
     if run_dir is not None:
         atomic_write(Path(run_dir) / "result.json", json.dumps(result.summary(), indent=2).encode())
     return result
+
+
+def ranked(
+    network: Network, recipe: Recipe, plan: Plan, bits: Bits, seed: int = 0, progress: Progress | None = None
+) -> list[LayerDamage]:
+    """Layers by the damage that each alone does to the network's answers, worst first, on images dreamt by the recipe."""
+    chosen = resolve(recipe, has_batchnorm=bool(batch_norms(network)))
+    samples = _dream(network, chosen, chosen.synthesis.count, seed, None, progress, "calibration")
+    callback = None if progress is None else lambda done, steps: progress("weighing layers", done, steps, 0.0)
+    return sorted(sensitivities(network, samples, plan, str(bits), callback), key=lambda layer: -layer.both)
 
 
 def versions() -> dict[str, str]:

@@ -62,6 +62,8 @@ def print_result(result: Result) -> None:
     )
     worst = sorted(assessment.layers, key=lambda layer: layer.sqnr)[:3]
     table.add_row("weakest layers", ", ".join(f"{layer.layer} {layer.sqnr:.1f} dB" for layer in worst))
+    if result.allocation.layers:
+        table.add_row("layers", _allocated(result))
     if assessment.float_layers:
         table.add_row("left in float", ", ".join(assessment.float_layers))
     table.add_row(
@@ -78,6 +80,15 @@ def print_result(result: Result) -> None:
     stage = chosen.synthesis
     table.add_row("dreamt by", f"{stage.method}, {stage.count} images, {result.seconds['synthesis']:.1f} s, seed {result.seed}")
     screen.print(table)
+
+
+def _allocated(result: Result) -> str:
+    """What an allocation decided, in one line."""
+    totals = {name: value for name, value in result.allocation.totals.items() if isinstance(value, int | float | str)}
+    return f"{result.recipe.allocation.method}: " + ", ".join(
+        f"{name.replace('_', ' ')} {value:.4g}" if isinstance(value, float) else f"{name.replace('_', ' ')} {value}"
+        for name, value in totals.items()
+    )
 
 
 def print_inspection(found: dict[str, Any], lacks: dict[str, str]) -> None:
@@ -98,6 +109,13 @@ def print_inspection(found: dict[str, Any], lacks: dict[str, str]) -> None:
     for site in found["sites"]:
         table.add_row(site["tensor"], str(site["bits"]), site["grid_of"])
     screen.print(table)
+    if "sensitivity" in found:
+        table = Table(
+            "layer", Column("weights", justify="right"), Column("input", justify="right"), title="what each costs alone, KL"
+        )
+        for layer in found["sensitivity"]:
+            table.add_row(layer["layer"], f"{layer['weights']:.2e}", f"{layer['activations']:.2e}")
+        screen.print(table)
     for name, what in lacks.items():
         screen.print(f"synthesis {name}: {what or 'possible'}")
 
