@@ -1,6 +1,6 @@
 """W8A8 for an integer runtime with no data, on the models of the data folder: accuracy, size, latency, what runs in int8.
 
-    python benchmarks/deploy.py DATA [--recipe default] [--seed 0] [--only NAME ...] [--set stage.option=value ...]
+    python benchmarks/deploy.py DATA [--recipe auto] [--seed 0] [--only NAME ...] [--set stage.option=value ...]
 
 One JSON row a model on standard output. Top-1 is of the files in ONNX Runtime, on the labelled images of DATA.
 """
@@ -41,7 +41,7 @@ MODELS = {  # name: (file, labelled images, column of the labels)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
-    parser.add_argument("--recipe", default="default")
+    parser.add_argument("--recipe", default="auto")
     parser.add_argument("--bits", default=None)
     parser.add_argument("--plan", default=None)
     parser.add_argument("--seed", type=int, default=0)

@@ -214,7 +214,7 @@ MODELS = {
 }
 
 OPTIONS = {
-    "unknown recipe": Case(FOLDED, ("unknown recipe 'defualt'", "did you mean 'default'?", "zeroq"), ("--recipe", "defualt")),
+    "unknown recipe": Case(FOLDED, ("unknown recipe 'aoto'", "did you mean 'auto'?", "zeroq"), ("--recipe", "aoto")),
     "missing recipe file": Case(FOLDED, ("nowhere.toml cannot be read: No such file",), ("--recipe", "nowhere.toml")),
     "broken recipe": Case(FOLDED, ("broken.toml", "not TOML"), ("--recipe", "{bad}/broken.toml")),
     "unknown key": Case(FOLDED, ("'synthesys'", "did you mean 'synthesis'?"), ("--recipe", "{bad}/unknown_key.toml")),

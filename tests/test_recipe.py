@@ -21,26 +21,54 @@ def test_shipped_recipes_resolve(name: str, has_batchnorm: bool, budget: str) ->
     found = resolve(recipe, has_batchnorm=has_batchnorm, budget=budget)
 
     assert found.name == name
-    assert found.synthesis_without_batchnorm is None
+    assert found.variants == []
     assert found.budget == {}
     assert found.synthesis.count >= 1
     assert found.quantization.resolved().name == found.quantization.plan
     method = find_method("synthesis", found.synthesis.method)
     assert method.check_options(found.synthesis.options) == found.synthesis.options
-    if recipe.synthesis_without_batchnorm is not None and not has_batchnorm:
+    if any(variant.batchnorm is False and variant.synthesis for variant in recipe.variants) and not has_batchnorm:
         assert not needs_batchnorm(method)
     assert resolve(found, has_batchnorm=has_batchnorm, budget=budget) == found  # what is written down can be run again
 
 
-def test_the_default_works_for_networks_of_both_kinds() -> None:
-    recipe = load_recipe("default")
+def test_the_default_chooses_by_bits_and_by_what_the_network_has() -> None:
+    recipe = load_recipe("auto")
+    reasons = set()
     for has_batchnorm in (True, False):
-        method = find_method("synthesis", resolve(recipe, has_batchnorm=has_batchnorm).synthesis.method)
-        assert has_batchnorm or not needs_batchnorm(method)
+        for bits in ("W8A8", "W4A8", "W4A4"):
+            found = resolve(recipe, has_batchnorm=has_batchnorm, bits=bits)
+            method = find_method("synthesis", found.synthesis.method)
+            assert has_batchnorm or not needs_batchnorm(method)
+            assert (found.reconstruction.method == "nearest") == (bits == "W8A8")
+            reasons.add(found.because)
+    assert len(reasons) == 4
+    by_setting = resolve(recipe, has_batchnorm=True, settings=["quantization.bits=W4A4"])
+    assert by_setting == resolve(recipe, has_batchnorm=True, bits="W4A4")
+
+
+def test_the_first_variant_that_fits_counts(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'summary = "mine"\nbecause = "else"\n[synthesis]\nmethod = "noise"\n'
+        '[[variants]]\nbecause = "few bits"\nweights_at_most = 4\nreconstruction = { method = "qdrop", steps = 7 }\n'
+        '[[variants]]\nbecause = "few or no"\nweights_at_most = 5\nbatchnorm = false\nsynthesis = { method = "fractal" }\n'
+    )
+    recipe = load_recipe(str(path))
+    found = {
+        (has_batchnorm, bits): resolve(recipe, has_batchnorm=has_batchnorm, bits=bits)
+        for has_batchnorm in (True, False)
+        for bits in ("W4A4", "W5A4", "W6A4")
+    }
+    assert found[True, "W4A4"].because == found[False, "W4A4"].because == "few bits"
+    assert found[True, "W4A4"].reconstruction.options["steps"] == 7
+    assert found[False, "W5A4"].because == "few or no"
+    assert found[False, "W5A4"].synthesis.method == "fractal"
+    assert found[True, "W5A4"].because == found[False, "W6A4"].because == "else"
 
 
 def test_a_quick_budget_is_quicker() -> None:
-    recipe = load_recipe("default")
+    recipe = load_recipe("auto")
     quick, standard, paper = (resolve(recipe, has_batchnorm=True, budget=budget).synthesis for budget in BUDGETS)
 
     assert quick.count <= standard.count
@@ -67,7 +95,11 @@ def test_what_is_given_goes_before_the_recipe() -> None:
 
 
 def test_layers_have_settings_of_their_own() -> None:
-    settings = ["quantization.layers.stem.weight_bits=8", "quantization.layers.stem.keep_float=true", "quantization.layers.a.input_bits=6"]
+    settings = [
+        "quantization.layers.stem.weight_bits=8",
+        "quantization.layers.stem.keep_float=true",
+        "quantization.layers.a.input_bits=6",
+    ]
     plan = resolve(load_recipe("rsd"), has_batchnorm=True, settings=settings).quantization.resolved()
 
     assert plan.layers == {"stem": LayerPlan(weight_bits=8, keep_float=True), "a": LayerPlan(input_bits=6)}
@@ -75,7 +107,7 @@ def test_layers_have_settings_of_their_own() -> None:
 
 
 def test_another_method_keeps_the_counts_and_forgets_the_options() -> None:
-    recipe = load_recipe("default")
+    recipe = load_recipe("auto")
     found = resolve(recipe, has_batchnorm=True, settings=["synthesis.method=fractal", "synthesis.leaves=50"])
 
     assert found.synthesis.method == "fractal"
@@ -127,8 +159,8 @@ def test_impossible_settings_are_refused_in_one_line(settings: str, message: str
 def test_an_unknown_budget_or_recipe_is_answered_with_the_nearest() -> None:
     with pytest.raises(OptionError, match="unknown budget 'quik'; did you mean 'quick'"):
         resolve(load_recipe("rsd"), has_batchnorm=True, budget="quik")
-    with pytest.raises(OptionError, match=r"unknown recipe 'defualt'; did you mean 'default'.*or give a \.toml file"):
-        load_recipe("defualt")
+    with pytest.raises(OptionError, match=r"unknown recipe 'aoto'; did you mean 'auto'.*or give a \.toml file"):
+        load_recipe("aoto")
 
 
 def test_a_recipe_is_read_from_a_file(tmp_path: Path) -> None:

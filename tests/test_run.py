@@ -40,7 +40,7 @@ def test_the_flow(folded: Path, tmp_path: Path) -> None:
     assert result.artifact.verification.top1_agreement > 99
     assert result.assessment.agreement.samples == 4
     assert len(result.samples) == 6
-    assert result.recipe == resolve(load_recipe("default"), has_batchnorm=False, budget="quick", settings=FEW)
+    assert result.recipe == resolve(load_recipe("auto"), has_batchnorm=False, budget="quick", settings=FEW)
     assert set(result.seconds) == {"synthesis", "held_out_synthesis", "allocation", "quantization", "reconstruction", "export", "assessment"}
     assert {stage for stage, *_ in told} == {"dreaming calibration images", "dreaming held-out images"}
     summary = json.loads((tmp_path / "run" / "result.json").read_text())
@@ -100,7 +100,7 @@ def test_a_module_is_quantized_as_a_file_is(residual_module: Any, tmp_path: Path
     settings = [*FEW, "synthesis.steps=2"]
     result = run(residual_module, tmp_path / "out.onnx", input_shape=(3, 11, 9), bits="W4A4", settings=settings)
 
-    assert result.recipe.synthesis.method == load_recipe("default").synthesis.method
+    assert result.recipe.synthesis.method == load_recipe("auto").synthesis.method
     assert result.summary()["recipe"]["quantization"]["bits"] == "W4A4"
 
 

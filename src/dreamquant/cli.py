@@ -78,7 +78,7 @@ def _fail(message: str) -> NoReturn:
 def quantize(
     model: Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="the file to write: .onnx")],
-    recipe: Annotated[str, typer.Option(help="a recipe's name (see `recipes`) or a .toml file")] = "default",
+    recipe: Annotated[str, typer.Option(help="a recipe's name (see `recipes`) or a .toml file")] = "auto",
     bits: Annotated[str | None, typer.Option(help="bits of weights and activations: W8A8, W4A4, ...")] = None,
     plan: Annotated[str | None, typer.Option(help="what is quantized: deploy, zeroq, brecq or a .toml file")] = None,
     input_shape: Shape = None,
@@ -267,7 +267,7 @@ def inspect(
     sensitivity: Annotated[
         bool, typer.Option("--sensitivity", help="rank layers by the damage that each alone does on images the network dreams")
     ] = False,
-    recipe: Annotated[str, typer.Option(help="the recipe that dreams them")] = "default",
+    recipe: Annotated[str, typer.Option(help="the recipe that dreams them")] = "auto",
     mean: Mean = None,
     std: Std = None,
     seed: Seed = 0,

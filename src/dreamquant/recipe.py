@@ -63,20 +63,40 @@ class Quantization(BaseModel):
         return load_plan(self.plan, **self.changes)
 
 
+class Variant(BaseModel):
+    """Stages that take the place of a recipe's, where the network and the bits are as said; what is left out fits all."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    because: str
+    batchnorm: bool | None = None  # whether the network has BatchNorm statistics
+    weights_at_most: int | None = None  # bits
+    synthesis: Synthesis | None = None
+    allocation: Allocation | None = None
+    reconstruction: Reconstruction | None = None
+
+    def fits(self, *, has_batchnorm: bool, weights: int) -> bool:
+        """Whether this variant is for such a network and so many bits."""
+        return self.batchnorm in (None, has_batchnorm) and (self.weights_at_most is None or weights <= self.weights_at_most)
+
+
 class Recipe(BaseModel):
-    """A recipe file. `budget` holds, for each budget, options that replace those above; `published` the paper's own figures."""
+    """A recipe file. The first of the `variants` that fits counts; `because` says why what is run is run.
+
+    `budget` holds, for each budget, options that replace those of the stages; `published` the paper's own figures.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str
     summary: str
     paper: str = ""
     protocol: str = ""
+    because: str = ""
     published: list[dict[str, Any]] = Field(default_factory=list)
     synthesis: Synthesis
-    synthesis_without_batchnorm: Synthesis | None = None  # for networks that have none
     allocation: Allocation = Allocation()
     quantization: Quantization = Quantization()
     reconstruction: Reconstruction = Reconstruction()
+    variants: list[Variant] = Field(default_factory=list)
     budget: dict[Budget, dict[str, dict[str, Any]]] = Field(default_factory=dict)
 
 
@@ -103,32 +123,32 @@ def resolve(
     plan: str | None = None,
     settings: Iterable[str] = (),
 ) -> Recipe:
-    """The recipe as it will be run: one synthesis stage, the budget's and the user's settings applied, every option known.
+    """The recipe as it will be run: the variant that fits, the budget's and the user's settings applied, every option known.
 
     `settings` are `stage.option=value`, with the stages `synthesis`, `allocation`, `quantization` and `reconstruction`. Raises
     `OptionError` for whatever is not known or impossible, before any work is done.
     """
     if budget not in BUDGETS:
         raise OptionError(unknown("budget", budget, BUDGETS))
-    chosen = recipe.synthesis
-    if not has_batchnorm and recipe.synthesis_without_batchnorm is not None:
-        chosen = recipe.synthesis_without_batchnorm
+    settings = list(settings)
+    quantization = recipe.quantization.model_dump()
+    quantization.update({name: value for name, value in (("bits", bits), ("plan", plan)) if value is not None})
+    _apply([setting for setting in settings if setting.startswith("quantization.bits=")], {"quantization": quantization})
+    weights = parse_bits(str(quantization["bits"])).weights
+    variant = next((one for one in recipe.variants if one.fits(has_batchnorm=has_batchnorm, weights=weights)), None)
     stages = {
-        "synthesis": chosen.model_dump(),
-        "allocation": recipe.allocation.model_dump(),
-        "quantization": recipe.quantization.model_dump(),
-        "reconstruction": recipe.reconstruction.model_dump(),
+        "synthesis": ((variant and variant.synthesis) or recipe.synthesis).model_dump(),
+        "allocation": ((variant and variant.allocation) or recipe.allocation).model_dump(),
+        "quantization": quantization,
+        "reconstruction": ((variant and variant.reconstruction) or recipe.reconstruction).model_dump(),
     }
-    changed = dict(recipe.budget.get(budget, {}))  # type: ignore[call-overload]
-    if chosen is not recipe.synthesis:
-        changed["synthesis"] = changed.pop("synthesis_without_batchnorm", {})
     for stage, fields in stages.items():
-        fields.update(changed.get(stage, {}))
-    stages["quantization"].update({name: value for name, value in (("bits", bits), ("plan", plan)) if value is not None})
+        fields.update(recipe.budget.get(budget, {}).get(stage, {}))  # type: ignore[call-overload]
     _apply(settings, stages)
     try:
         resolved = Recipe(
-            **recipe.model_dump(exclude={*stages, "synthesis_without_batchnorm", "budget"}),
+            **recipe.model_dump(exclude={*stages, "variants", "because", "budget"}),
+            because=variant.because if variant else recipe.because,
             synthesis=Synthesis(**_checked("synthesis", stages["synthesis"], budget, **_counts(stages["synthesis"]))),
             allocation=Allocation(**_checked("allocation", stages["allocation"], budget)),
             quantization=Quantization(**stages["quantization"]),

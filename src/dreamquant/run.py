@@ -73,7 +73,7 @@ def run(
     model: str | os.PathLike[str] | nn.Module,
     output: str | os.PathLike[str],
     *,
-    recipe: str = "default",
+    recipe: str = "auto",
     bits: str | None = None,
     plan: str | None = None,
     budget: str = "standard",

@@ -77,6 +77,8 @@ def print_result(result: Result) -> None:
         f"{latency.b_ms:.2f} ms, float {latency.a_ms:.2f} ms: {latency.ratio:.2f} times as fast"
         f" ({latency.runtime}, {latency.threads} thread, batch {latency.batch})",
     )
+    if chosen.because:
+        table.add_row("chosen", chosen.because)
     stage = chosen.synthesis
     table.add_row("dreamt by", f"{stage.method}, {stage.count} images, {result.seconds['synthesis']:.1f} s, seed {result.seed}")
     screen.print(table)

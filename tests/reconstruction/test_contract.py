@@ -142,7 +142,7 @@ def test_progress_ends_at_the_total(student: Student, calibration: Samples, meth
 
 @pytest.mark.parametrize("plan", ["deploy", "zeroq"])
 def test_any_plan_can_be_reconstructed(residual: Network, calibration: Samples, plan: str, tmp_path: Path) -> None:
-    student = quantize(residual, calibration, bits="W3A8", plan=plan)
+    student = quantize(residual, calibration, bits="W2A8", plan=plan)
     found = reconstruct(student, calibration, method="qdrop", steps=200, batch=8, learning_rate=1e-2)
     assert error(residual, found, calibration) < error(residual, student, calibration)
     assert export(found, tmp_path / "out.onnx", calibration).verification.top1_agreement > 95

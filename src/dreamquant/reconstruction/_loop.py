@@ -19,7 +19,7 @@ from dreamquant.network.edit import set_tensor
 from dreamquant.network.graph import tensor_of, whole_batches
 from dreamquant.quantization.grid import FakeQuantize, Grid
 from dreamquant.quantization.plan import LARGEST_BITS
-from dreamquant.quantization.quantize import rebase_biases
+from dreamquant.quantization.quantize import restore_biases, settle_biases
 from dreamquant.quantization.student import Student, quantizer_nodes
 from dreamquant.quantization.walk import Chunks, keep_float, quantizer_of, walk
 from dreamquant.reconstruction._learned import LearnedStep, SoftRounding, mixed
@@ -82,6 +82,7 @@ def reconstruct_units(
     that goes on with the next unit ends with the same bits.
     """
     student = replace(student, network=student.network.with_graph(copy.deepcopy(student.network.graph)))
+    restore_biases(student)  # what they were corrected for changes now
     passes = [{unit.nodes[0]: unit for unit in _units(student, schedule) if _learnable(unit, schedule)} for schedule in schedules]
     total = sum(len(work) * schedule.steps for work, schedule in zip(passes, schedules, strict=True))
     images = whole_batches(images, student.network.batch)
@@ -92,7 +93,7 @@ def reconstruct_units(
         told = None if callback is None else _further(callback, done, total)
         _pass(student, images, work, schedule, seed=seed + number, callback=told, progress=progress)
         done += len(work) * schedule.steps
-    rebase_biases(student)
+    settle_biases(student, images)
     return student
 
 
