@@ -1,22 +1,22 @@
 """Allocation: which layer gets how many bits, and of what granularity. One file a method.
 
-The contract: `name(network, samples, plan, *, bits, callback, ...) -> Allocation`: the plan with `layers` of its own, and a row of
-what was measured for each layer. Divergences are mean Kullback-Leibler divergences of the quantized network's softmax from the
-float one's on the samples, in nats.
+The contract: `name(network, samples, plan, *, bits, callback, ...) -> Allocation`: the plan with `layers` of its own, and a row
+of what was measured for each layer. Divergences are mean Kullback-Leibler divergences of the quantized network's softmax from
+the float one's on the samples, in nats.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from dreamquant.allocation._sensitivity import Callback, LayerDamage, sensitivities
 from dreamquant.methods import find_method
 from dreamquant.network.graph import Network
 from dreamquant.quantization.plan import Plan, load_plan, parse_bits
 from dreamquant.samples import Samples
 
-Callback = Callable[[int, int], None]  # (steps done, steps in all)
+__all__ = ["Allocation", "Callback", "LayerDamage", "allocate", "sensitivities"]
 
 
 @dataclass(frozen=True)

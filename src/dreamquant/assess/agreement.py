@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
-from torch.nn import functional as F
 
 from dreamquant.network.graph import whole_batches
 from dreamquant.network.operators import PRODUCTS, WEIGHTED, is_call
+from dreamquant.network.scores import divergence, top1_agreement
 from dreamquant.quantization.student import Student
 from dreamquant.quantization.walk import Chunks, walk
 
@@ -36,11 +36,7 @@ class LayerError:
 
 def agreement(expected: Tensor, actual: Tensor) -> Agreement:
     """Compare scores of the float network and of the quantized one; class scores lie along axis 1."""
-    shape = (len(expected), expected.shape[1], -1)
-    expected, actual = expected.float().reshape(shape), actual.float().reshape(shape)
-    same = (expected.argmax(1) == actual.argmax(1)).double().mean().item()
-    divergence = F.kl_div(actual.log_softmax(1), expected.log_softmax(1), reduction="none", log_target=True).sum(1)
-    return Agreement(len(expected), 100.0 * same, divergence.mean().item())
+    return Agreement(len(expected), top1_agreement(expected, actual), divergence(expected, actual))
 
 
 def layer_errors(student: Student, images: Tensor) -> list[LayerError]:

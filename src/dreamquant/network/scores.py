@@ -1,4 +1,4 @@
-"""What a float network answers: its first output on images, and the probabilities of classes where it scores some."""
+"""What a network answers: its first output on images, the probabilities of classes, and how near two networks' answers are."""
 
 from __future__ import annotations
 
@@ -21,3 +21,19 @@ def class_probabilities(network: Network, scores: Tensor) -> Tensor | None:
     if scores.dim() != 2 or scores.shape[1] < 2:
         return None
     return scores if is_call(output_nodes(network.graph.graph)[0], SOFTMAX) else scores.softmax(1)
+
+
+def divergence(expected: Tensor, actual: Tensor) -> float:
+    """Mean Kullback-Leibler divergence of the softmax of `actual` scores from that of `expected` ones, in nats.
+
+    Both are (N, classes, ...): class scores lie along axis 1. The sums are in double precision: eight bits cost less than
+    single precision can tell from nothing.
+    """
+    one, other = (scores.double().log_softmax(1) for scores in (expected, actual))
+    parts = torch.where(one.isneginf(), 0.0, one.exp() * (one - other))
+    return parts.sum(1).mean().item()
+
+
+def top1_agreement(expected: Tensor, actual: Tensor) -> float:
+    """Percent of the images (and places) where both scores (N, classes, ...) have their largest in the same class."""
+    return 100.0 * (expected.argmax(1) == actual.argmax(1)).double().mean().item()

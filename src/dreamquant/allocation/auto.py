@@ -1,0 +1,108 @@
+"""More bits for the layers that need them, until the network says again what it said."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import replace
+
+from dreamquant.allocation import Allocation, Callback, sensitivities
+from dreamquant.allocation._sensitivity import with_layers
+from dreamquant.errors import OptionError
+from dreamquant.network.graph import Network
+from dreamquant.network.scores import divergence, float_scores, top1_agreement
+from dreamquant.quantization.plan import Bits, Plan
+from dreamquant.quantization.quantize import quantize
+from dreamquant.samples import Samples
+
+PAPER = "this project, on the measure of ZeroQ (CVPR 2020)"
+SHOWN = 8  # layers in a message
+EIGHT = {"weight_bits": 8, "input_bits": 8}
+FLOAT = EIGHT | {"keep_float": True}  # an input that sums read too is quantized all the same
+
+
+def auto(
+    network: Network,
+    samples: Samples,
+    plan: Plan,
+    *,
+    bits: Bits,
+    callback: Callback | None = None,
+    agreement: float = 99.0,  # percent of samples whose top class is the float network's
+    kl: float = math.inf,  # nats; the whole student's divergence is to be at most this
+    most: int = 0,  # layers that may be raised; 0: all
+) -> Allocation:
+    """Raises the worst layers to 8 bits, then leaves the worst of them float, until the student agrees with the network.
+
+    Layers are raised in the order of the divergence that their weights and their input do alone, the worst first; how many is
+    found by bisection, at 8 bits first, then, all that may be raised having 8 bits, in float by the order of what is left of
+    their damage. Every other sample is calibrated on and the rest is what agreement is measured on, a single one both.
+
+    Rows: the damage (nats) at the plan's bits, and the decision. Totals: agreement (percent) and divergence (nats) before and
+    after. Raises `OptionError` for impossible options, and where what is asked cannot be reached.
+    """
+    if not 0 <= agreement <= 100 or not kl >= 0 or most < 0:
+        raise OptionError(f"auto asks for agreement {agreement} (0 to 100), kl {kl} (0 or more), most {most} (0 or more)")
+    seen, held_out = _halves(samples)
+    damage = _damage(network, seen, plan, bits, callback)
+    ranking = sorted(damage, key=lambda name: -damage[name])[: most or None]
+    every, worst = len(ranking), ranking
+    expected = float_scores(network, held_out.images)
+    measured: dict[tuple[int, int], tuple[float, float]] = {}
+
+    def raised(eight: int, kept: int) -> Plan:
+        return with_layers(plan, {**dict.fromkeys(ranking[:eight], EIGHT), **dict.fromkeys(worst[:kept], FLOAT)})
+
+    def fits(eight: int, kept: int) -> bool:
+        if (eight, kept) not in measured:
+            student = quantize(network, seen, bits=str(bits), plan=raised(eight, kept))
+            actual = float_scores(student.network, held_out.images)
+            measured[eight, kept] = top1_agreement(expected, actual), divergence(expected, actual)
+        reached = measured[eight, kept]
+        return reached[0] >= agreement and reached[1] <= kl
+
+    if fits(0, 0):
+        found = (0, 0)
+    elif fits(every, 0):
+        found = (bisect_left(range(every), True, key=lambda count: fits(count, 0)), 0)
+    else:
+        left = _damage(network, seen, raised(every, 0), bits, callback)
+        worst = sorted(ranking, key=lambda name: -left[name])
+        if not fits(every, every):
+            raise OptionError(_unreached(agreement, kl, measured[0, 0], measured[every, every], worst))
+        found = (every, bisect_left(range(every), True, key=lambda count: fits(every, count)))
+    eights, floats = ranking[: found[0]], worst[: found[1]]
+    decisions = {**dict.fromkeys(damage, "as the plan"), **dict.fromkeys(eights, "8 bits"), **dict.fromkeys(floats, "float")}
+    rows = [{"layer": name, "damage": damage[name], "decision": decisions[name]} for name in damage]
+    before, after = measured[0, 0], measured[found]
+    totals = {
+        "agreement_before": before[0],
+        "agreement_after": after[0],
+        "divergence_before": before[1],
+        "divergence_after": after[1],
+        "raised": max(found),
+        "layers": len(damage),
+        "held_out": len(held_out),
+    }
+    return Allocation(raised(*found), rows, totals)
+
+
+def _halves(samples: Samples) -> tuple[Samples, Samples]:
+    """Every other sample, and the rest; a single one twice."""
+    first, second = (replace(samples, images=samples.images[start::2], labels=None, confidence=None) for start in (0, 1))
+    return first, second if len(second) else first
+
+
+def _damage(network: Network, samples: Samples, plan: Plan, bits: Bits, callback: Callback | None) -> dict[str, float]:
+    return {one.layer: one.both for one in sensitivities(network, samples, plan, str(bits), callback)}
+
+
+def _unreached(
+    agreement: float, kl: float, before: tuple[float, float], after: tuple[float, float], layers: Sequence[str]
+) -> str:
+    more = f" and {len(layers) - SHOWN} more" if len(layers) > SHOWN else ""
+    return (
+        f"auto cannot reach agreement {agreement:g} with kl {kl:g}: with {', '.join(layers[:SHOWN])}{more} left float it comes "
+        f"to agreement {after[0]:.2f} with kl {after[1]:.3g}, from {before[0]:.2f} with kl {before[1]:.3g}"
+    )
