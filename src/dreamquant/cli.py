@@ -34,7 +34,7 @@ from dreamquant.run import ranked, run
 from dreamquant.runtime import onnx_runner
 from dreamquant.storage import FORMATS, check_pixels, check_samples_path, read_samples, write_samples
 from dreamquant.synthesis import lacking
-from dreamquant.terminal import console, print_dreams, print_inspection, print_result, progress_bars
+from dreamquant.terminal import announce, console, print_dreams, print_inspection, print_result, progress_bars
 
 FAILED, INTERRUPTED = 2, 130
 TOOLS = ("modelopt",)  # that want their calibration images written in a way of their own
@@ -118,6 +118,7 @@ def quantize(
             seed=seed,
             run_dir=run_dir,
             progress=progress,
+            announce=None if quiet or as_json else announce,
         )
     if as_json:
         print(json.dumps(result.summary(), indent=2))  # noqa: T201

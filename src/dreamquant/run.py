@@ -20,6 +20,7 @@ from torch import nn
 from dreamquant.allocation import Allocation, LayerDamage, allocate, sensitivities
 from dreamquant.assess.assess import Assessment, assess
 from dreamquant.errors import OutputError
+from dreamquant.estimate import expected_seconds
 from dreamquant.export.export import Artifact, check_format, export
 from dreamquant.files import atomic_write, check_output
 from dreamquant.network.graph import Network
@@ -84,11 +85,13 @@ def run(
     seed: int = 0,
     run_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
+    announce: Callable[[str], None] | None = None,
 ) -> Result:
     """Quantize `model` without data into the file `output`, prove the file, and say how far to trust it.
 
-    `settings` are `stage.option=value`. With `run_dir`, samples are kept there and a run with the same recipe and seed goes on
-    from them. Raises a `DreamQuantError` for whatever cannot be done; `output` is then as it was.
+    `settings` are `stage.option=value`. With `run_dir`, samples and reconstructed units are kept there and a run with the same recipe
+    and seed goes on from them. `announce` hears, before the work begins, what will be done, why, and how long it may take. Raises a
+    `DreamQuantError` for whatever cannot be done; `output` is then as it was.
     """
     path = Path(output)
     _check_output(model, path)
@@ -97,6 +100,8 @@ def run(
     chosen = resolve(known, has_batchnorm=bool(batch_norms(network)), budget=budget, bits=bits, plan=plan, settings=settings)
     whole = chosen.quantization.resolved()
     check_layers(network, whole)
+    if announce is not None:
+        announce(_intention(network, chosen))
     clock = _Clock()
     samples = _dream(network, chosen, chosen.synthesis.count, seed, run_dir, progress, "calibration")
     clock.lap("synthesis")
@@ -142,6 +147,18 @@ def ranked(
     samples = _dream(network, chosen, chosen.synthesis.count, seed, None, progress, "calibration")
     callback = None if progress is None else lambda done, steps: progress("weighing layers", done, steps, 0.0)
     return sorted(sensitivities(network, samples, plan, str(bits), callback), key=lambda layer: -layer.both)
+
+
+def _intention(network: Network, recipe: Recipe) -> str:
+    """What a recipe will do, in one sentence."""
+    synthesis, quantization = recipe.synthesis, recipe.quantization
+    steps = [f"{synthesis.count} images by {synthesis.method}", f"{quantization.bits} by plan {quantization.plan}"]
+    if recipe.allocation.method != "uniform":
+        steps.insert(1, f"layers by {recipe.allocation.method}")
+    if recipe.reconstruction.method != "nearest":
+        steps.append(f"reconstruction by {recipe.reconstruction.method}")
+    why = f" ({recipe.because})" if recipe.because else ""
+    return f"recipe {recipe.name}{why}: {', '.join(steps)}; about {expected_seconds(network, recipe):.0f} processor seconds"
 
 
 def versions() -> dict[str, str]:

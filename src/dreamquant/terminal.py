@@ -19,6 +19,13 @@ def console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, markup=False, highlight=False)
 
 
+def announce(text: str) -> None:
+    """Say something on the error stream, where that is a terminal."""
+    screen = console(stderr=True)
+    if screen.is_terminal:
+        screen.print(text)
+
+
 @contextmanager
 def progress_bars(hidden: bool) -> Iterator[Any]:
     """A function (stage, done, total, loss) that draws progress where the error stream is a terminal, else nothing."""
