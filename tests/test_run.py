@@ -41,7 +41,15 @@ def test_the_flow(folded: Path, tmp_path: Path) -> None:
     assert result.assessment.agreement.samples == 4
     assert len(result.samples) == 6
     assert result.recipe == resolve(load_recipe("auto"), has_batchnorm=False, budget="quick", settings=FEW)
-    assert set(result.seconds) == {"synthesis", "held_out_synthesis", "allocation", "quantization", "reconstruction", "export", "assessment"}
+    assert set(result.seconds) == {
+        "synthesis",
+        "held_out_synthesis",
+        "allocation",
+        "quantization",
+        "reconstruction",
+        "export",
+        "assessment",
+    }
     assert {stage for stage, *_ in told} == {"dreaming calibration images", "dreaming held-out images"}
     summary = json.loads((tmp_path / "run" / "result.json").read_text())
     assert summary == json.loads(json.dumps(result.summary()))

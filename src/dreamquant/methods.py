@@ -24,6 +24,7 @@ FAMILIES = {
     "codebooks": "dreamquant.quantization.codebooks",
     "allocation": "dreamquant.allocation",
     "reconstruction": "dreamquant.reconstruction",
+    "training": "dreamquant.training",
 }
 
 # arguments that the flow gives, not the user

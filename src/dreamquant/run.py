@@ -89,9 +89,9 @@ def run(
 ) -> Result:
     """Quantize `model` without data into the file `output`, prove the file, and say how far to trust it.
 
-    `settings` are `stage.option=value`. With `run_dir`, samples and reconstructed units are kept there and a run with the same recipe
-    and seed goes on from them. `announce` hears, before the work begins, what will be done, why, and how long it may take. Raises a
-    `DreamQuantError` for whatever cannot be done; `output` is then as it was.
+    `settings` are `stage.option=value`. With `run_dir`, samples and reconstructed units are kept there and a run with the same
+    recipe and seed goes on from them. `announce` hears, before the work begins, what will be done, why, and how long it may take.
+    Raises a `DreamQuantError` for whatever cannot be done; `output` is then as it was.
     """
     path = Path(output)
     _check_output(model, path)

@@ -23,6 +23,7 @@ from dreamquant.network.graph import Network, tensor_of
 from dreamquant.network.onnx_import import load_onnx
 from dreamquant.quantization.codebook import Codebook
 from dreamquant.quantization.quantize import quantize
+from dreamquant.quantization.sites import weighted_nodes
 from dreamquant.quantization.student import Student, quantizer_nodes
 from dreamquant.quantization.walk import quantizer_of
 from dreamquant.runtime import onnx_runner
@@ -124,8 +125,7 @@ def test_the_file_computes_what_the_student_does(
     artifact = export(student, tmp_path / "net.onnx", Samples(fresh))
 
     assert difference(student, fresh) < 1e-3
-    assert artifact.verification.top1_agreement >= 99.0
-    assert artifact.verification.rounding_difference is None  # it was not needed: the outputs are near
+    assert artifact.verification.mean_difference < 1e-3 * student(fresh).std()
 
 
 @pytest.mark.parametrize("bits", ["W2A8", "W4A8", "W5A6"])
@@ -228,24 +228,58 @@ def test_what_is_stored_is_the_students_weights(kinds: Network, images: Callable
         assert any(np.array_equal(value.flatten().sort().values.numpy(), found) for found in stored_values)
 
 
+def optimized(proto: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
+    """What ONNX Runtime makes of a model when it loads it."""
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    options.log_severity_level = 3
+    ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return onnx.load(folder / "optimized.onnx")
+
+
 @pytest.mark.parametrize("granularity", ["tensor", "channel"])
 def test_levels_are_looked_up_when_the_file_is_loaded(
     kinds: Network, images: Callable[..., Tensor], tmp_path: Path, granularity: str
 ) -> None:
-    student = student_of(kinds, Samples(images(16, SHAPE)), weight_granularity=granularity)
-    options = ort.SessionOptions()
-    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
-    options.log_severity_level = 3
-    proto = to_onnx(student)
-    ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    before, after = (
-        Counter(node.op_type for node in model.graph.node) for model in (proto, onnx.load(tmp_path / "optimized.onnx"))
-    )
+    proto = to_onnx(student_of(kinds, Samples(images(16, SHAPE)), weight_granularity=granularity))
+    before, after = (Counter(node.op_type for node in model.graph.node) for model in (proto, optimized(proto, tmp_path)))
     lookup = "Gather" if granularity == "tensor" else "GatherElements"
 
     assert before[lookup] >= 4
     assert before["Cast"] - after["Cast"] >= 4
     assert after[lookup] == after["Cast"] == 0
+
+
+WHOLE = {TensorProto.INT8, TensorProto.INT32}  # ONNX Runtime's weights and biases, where it rounds those of a file
+
+
+@pytest.mark.parametrize("plan", ["deploy", "zeroq"])
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+def test_the_runtime_does_not_round_the_levels_again(
+    network: Network, kinds: Network, images: Callable[..., Tensor], tmp_path: Path, plan: str, granularity: str
+) -> None:
+    for one in (network, kinds):
+        samples = Samples(images(40, one.input_shape, seed=9))
+        student = student_of(one, samples, plan=plan, weight_granularity=granularity)
+        stored = optimized(to_onnx(student), tmp_path).graph.initializer
+        artifact = export(student, tmp_path / "net.onnx", samples)
+
+        assert not WHOLE.intersection(tensor.data_type for tensor in stored if np.prod(tensor.dims) > 1)
+        assert artifact.verification.mean_difference < 1e-3 * student(samples.images).std()
+
+
+def test_the_runtime_does_not_round_layers_that_were_left_in_float(
+    kinds: Network, images: Callable[..., Tensor], tmp_path: Path
+) -> None:
+    samples = Samples(images(40, SHAPE, seed=9))
+    layers = [node.name for node in weighted_nodes(kinds.graph.graph)]
+    chosen = {name: {"keep_float": True} for name in layers[1:3]}  # behind one that makes their input a quantized one
+    student = quantize(kinds, samples, bits="W8A8", layers={**chosen})
+    stored = optimized(to_onnx(student), tmp_path).graph.initializer
+    kept = [tensor for tensor in stored if tensor.data_type == TensorProto.FLOAT and np.prod(tensor.dims) >= 500]
+
+    assert student.float_layers() == layers[1:3]
+    assert len(kept) == 1  # one weight, used twice
 
 
 def test_biases_stay_float(network: Network, calibration: Samples) -> None:

@@ -74,6 +74,14 @@ def test_steps_add_up_to_all_levels(count: int, bits: int, share: float) -> None
         assert bool((steps[high > low] >= 2).all())
 
 
+@pytest.mark.parametrize("share", SHARES)
+def test_where_each_cluster_is_one_value_the_body_repeats_its_own(share: float) -> None:
+    number, low, high = _clusters(torch.tensor([[3.0] * 9, [0.0] * 9, [0.0] * 8 + [5.0], [-1.0] + [2.0] * 8]), 1.5)
+    steps = _steps(number, low, high, share=share, count=8)
+
+    assert steps.tolist() == [[0, 8, 0], [0, 8, 0], [0, 7, 1], [1, 7, 0]]
+
+
 @pytest.mark.parametrize(
     ("share", "expected"),
     [

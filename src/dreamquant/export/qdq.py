@@ -1,9 +1,11 @@
 """Student -> ONNX with QuantizeLinear / DequantizeLinear around every quantized tensor.
 
 A network that came from an ONNX file goes out as the same graph; any other is first emitted as a float graph. Weights and
-biases are stored as integers, weights in the smallest type that ONNX has: 4 bits (opset 21) or 8. Activations are always in
-8 bits, as ONNX Runtime refuses a Clip before a 4-bit QuantizeLinear; narrower grids are cut off by Max and Min. (By a Clip
-ONNX Runtime would take the layer before it for an integer one, and round its float bias to the coarse grid of few bits.)
+biases are stored as integers, weights in the smallest type that ONNX has: 4 bits (opset 21) or 8. Weights on a codebook are
+looked up in a table (see `codebooks`). Activations are always in 8 bits, as ONNX Runtime refuses a Clip before a 4-bit
+QuantizeLinear; narrower grids are cut off by Max and Min. (By a Clip ONNX Runtime would take the layer before it for an integer
+one, and round its float bias to the coarse grid of few bits.) A Max also stands behind layers of float weights and of codebooks,
+where it changes nothing: without it ONNX Runtime would round these to 8 bits, with one scale for all channels.
 """
 
 from __future__ import annotations
@@ -14,14 +16,17 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
 from torch import Tensor, fx
 
 from dreamquant.errors import UnsupportedOperator
+from dreamquant.export.codebooks import comes_of, float_results, looked_up
 from dreamquant.export.onnx_emit import emit
+from dreamquant.export.packing import array, packed
 from dreamquant.export.surgery import Surgery
 from dreamquant.network.graph import tensor_of
-from dreamquant.quantization.grid import integer_limits
+from dreamquant.quantization.codebook import Codebook
+from dreamquant.quantization.grid import Grid, integer_limits
 from dreamquant.quantization.student import QuantizedTensor, Student, quantizer_nodes
 
 INT8_OPSET, INT4_OPSET = 13, 21
@@ -40,9 +45,10 @@ def to_onnx(student: Student) -> onnx.ModelProto:
     _fold(surgery, student)
     _update_constants(surgery, student, names, transposed)
     constants: dict[str, tuple[str, str]] = {}
+    floats = float_results(student, names)
     for tensor in tensors:
         if tensor.kind == "activation":
-            _quantize_activation(surgery, tensor, names, constants)
+            _quantize_activation(surgery, tensor, names, constants, floats)
         else:
             _quantize_constant(surgery, student, tensor, names, transposed)
     return surgery.finish()
@@ -90,10 +96,10 @@ def _update_constants(surgery: Surgery, student: Student, names: Names, transpos
             continue
         value = tensor_of(graph, node)
         if node.name in names and node.meta.get("changed"):
-            surgery.replace_constant(names[node.name], _array(value.t() if node.name in transposed else value))
+            surgery.replace_constant(names[node.name], array(value.t() if node.name in transposed else value))
         elif node.name not in names and node.meta.get("gained"):
             result = names[str(node.meta["gained"])]
-            names[node.name] = surgery.constant(f"{result}_bias", _array(value))
+            names[node.name] = surgery.constant(f"{result}_bias", array(value))
             _add_bias(surgery, result, names[node.name])
 
 
@@ -109,15 +115,18 @@ def _add_bias(surgery: Surgery, result: str, bias: str) -> None:
         layer.input[2:] = [bias]
 
 
-def _quantize_activation(surgery: Surgery, tensor: QuantizedTensor, names: Names, constants: dict[str, tuple[str, str]]) -> None:
+def _quantize_activation(
+    surgery: Surgery, tensor: QuantizedTensor, names: Names, constants: dict[str, tuple[str, str]], floats: set[str]
+) -> None:
     """value -> [Max] -> [Min] -> QuantizeLinear -> DequantizeLinear, whose result takes the value's name for all who read it."""
     if tensor.node.name not in names:
         raise UnsupportedOperator(f"{tensor.node.name} is quantized but is no value of the ONNX model")
-    value, grid = names[tensor.node.name], tensor.grid
+    value, grid = names[tensor.node.name], _grid(tensor)
     shared = str(tensor.quantizer.target)
     if shared not in constants:
         constants[shared] = _scale_and_zero_point(surgery, tensor)
     scale, zero_point = constants[shared]
+    guarded = comes_of(surgery, value, floats)
     if surgery.producer(value) is None:  # an input of the graph keeps its name; its readers are moved
         source, result = value, surgery.fresh("dequantized")
         surgery.rewire(value, result)
@@ -126,7 +135,7 @@ def _quantize_activation(surgery: Surgery, tensor: QuantizedTensor, names: Names
         surgery.rename_output(value, source)
     container = integer_limits(_container_bits(tensor), signed=grid.qmin < 0)
     for op_type, limit, widest in zip(("Max", "Min"), (grid.qmin, grid.qmax), container, strict=True):
-        if limit != widest:
+        if limit != widest or (guarded and op_type == "Max"):
             end = np.asarray((limit - grid.zero_point.item()) * grid.scale.item(), np.float32)
             cut = surgery.fresh(op_type.lower())
             surgery.insert(op_type, [source, surgery.constant(f"{cut}_end", end)], cut, after=source)
@@ -137,34 +146,45 @@ def _quantize_activation(surgery: Surgery, tensor: QuantizedTensor, names: Names
 
 
 def _quantize_constant(surgery: Surgery, student: Student, tensor: QuantizedTensor, names: Names, transposed: set[str]) -> None:
-    """A stored tensor becomes integers -> DequantizeLinear for the layers that read it.
+    """A stored tensor becomes integers -> DequantizeLinear, or indices -> levels, for the layers that read it.
 
     A weight is dequantized once for all its layers; a bias has a grid of its own in each.
     """
-    name, grid = names[tensor.node.name], tensor.grid
+    name = names[tensor.node.name]
     readers = surgery.consumers(name)
     if tensor.kind == "bias":
         readers = [node for node in readers if node is _layer(surgery, tensor, names)]
     if not readers:
         return
-    value = tensor_of(student.network.graph, tensor.node).double()
+    value = tensor_of(student.network.graph, tensor.node)
+    turned = tensor.node.name in transposed
+    if tensor.kind == "weight" and isinstance(tensor.grid, Codebook):
+        result = looked_up(surgery, name, tensor.grid, value, transposed=turned)
+    else:
+        result = _dequantized(surgery, name, tensor, value, transposed=turned)
+    surgery.rewire(name, result, readers)
+
+
+def _dequantized(surgery: Surgery, name: str, tensor: QuantizedTensor, value: Tensor, *, transposed: bool) -> str:
+    """The name of the stored tensor `name`, dequantized."""
+    grid = _grid(tensor)
     scale, zero_point = grid.shaped(value.dim())
-    integers = (torch.round(value / scale.double()) + zero_point).clamp(grid.qmin, grid.qmax)
+    integers = (torch.round(value.double() / scale.double()) + zero_point).clamp(grid.qmin, grid.qmax)
     axis = grid.axis
-    if tensor.node.name in transposed:
+    if transposed:
         integers, axis = integers.t(), None if axis is None else 1 - axis
     if tensor.kind == "bias":
-        stored = numpy_helper.from_array(_array(integers).astype(np.int32))
+        stored = numpy_helper.from_array(array(integers).astype(np.int32))
         points = []  # always 0, which needs no saying
     else:
         stored = _integers(integers, tensor)
         points = [surgery.constant("zero", _integers(_shape(grid.zero_point, axis), tensor))]
     integers_name = surgery.constant(f"{name}_q", stored)
-    scales = surgery.constant("scale", _array(_shape(grid.scale, axis)))
+    scales = surgery.constant("scale", array(_shape(grid.scale, axis)))
     result = surgery.fresh("dequantized")
-    surgery.rewire(name, result, readers)
     attributes: dict[str, Any] = {} if axis is None else {"axis": axis}
     surgery.insert("DequantizeLinear", [integers_name, scales, *points], result, **attributes)
+    return result
 
 
 def _layer(surgery: Surgery, tensor: QuantizedTensor, names: Names) -> onnx.NodeProto | None:
@@ -173,11 +193,20 @@ def _layer(surgery: Surgery, tensor: QuantizedTensor, names: Names) -> onnx.Node
 
 
 def _scale_and_zero_point(surgery: Surgery, tensor: QuantizedTensor) -> tuple[str, str]:
-    grid = tensor.grid
+    grid = _grid(tensor)
     return (
-        surgery.constant("scale", _array(_shape(grid.scale, None))),
+        surgery.constant("scale", array(_shape(grid.scale, None))),
         surgery.constant("zero", _integers(_shape(grid.zero_point, None), tensor)),
     )
+
+
+def _grid(tensor: QuantizedTensor) -> Grid:
+    """The even levels of a tensor; `UnsupportedOperator` for a codebook, whose levels QuantizeLinear does not know."""
+    if isinstance(tensor.grid, Codebook):
+        raise UnsupportedOperator(
+            f"the {tensor.kind} {tensor.node.name} is quantized to a codebook; ONNX can write that of weights only"
+        )
+    return tensor.grid
 
 
 def _shape(values: Tensor, axis: int | None) -> Tensor:
@@ -191,21 +220,6 @@ def _container_bits(tensor: QuantizedTensor) -> int:
     return 4 if tensor.kind == "weight" and tensor.grid.bits <= 4 else 8
 
 
-def _integers(values: Tensor, tensor: QuantizedTensor) -> TensorProto:
-    """Whole numbers as a tensor of the container type, two to a byte for 4 bits."""
-    signed, bits = tensor.grid.qmin < 0, _container_bits(tensor)
-    kind = {
-        (True, 8): TensorProto.INT8,
-        (False, 8): TensorProto.UINT8,
-        (True, 4): TensorProto.INT4,
-        (False, 4): TensorProto.UINT4,
-    }[signed, bits]
-    if bits == 8:
-        return numpy_helper.from_array(_array(values).astype(np.int8 if signed else np.uint8))
-    nibbles = _array(values).astype(np.int8).view(np.uint8).flatten() & 0xF
-    low, high = nibbles[::2], np.pad(nibbles[1::2], (0, nibbles.size % 2))
-    return helper.make_tensor("", kind, list(values.shape), (low | high << 4).tobytes(), raw=True)
-
-
-def _array(value: Tensor) -> np.ndarray:
-    return value.detach().cpu().contiguous().numpy()
+def _integers(values: Tensor, tensor: QuantizedTensor) -> onnx.TensorProto:
+    """Whole numbers in the tensor's container type."""
+    return packed(values, bits=_container_bits(tensor), signed=_grid(tensor).qmin < 0)

@@ -14,13 +14,14 @@ from dreamquant.methods import find_method
 from dreamquant.network.edit import set_tensor
 from dreamquant.network.graph import Network, tensor_of
 from dreamquant.network.operators import CONVOLUTIONS, WEIGHTED, is_call, output_channel_axis
+from dreamquant.quantization.batchnorm import correct_biases, grids_from_batchnorm
 from dreamquant.quantization.codebook import Codebook
 from dreamquant.quantization.grid import FakeQuantize, Grid, grid_of_range
 from dreamquant.quantization.plan import Plan, change_plan, load_plan, parse_bits
 from dreamquant.quantization.sites import is_score
 from dreamquant.quantization.student import Student, prepare, quantizer_nodes
 from dreamquant.quantization.through import following_function, narrow
-from dreamquant.quantization.walk import Chunks, keep_float, quantizer_of, walk
+from dreamquant.quantization.walk import KEPT, Chunks, keep_float, quantizer_of, walk
 from dreamquant.samples import Samples
 
 CHUNK = 32  # images run at once
@@ -61,8 +62,11 @@ def quantize(network: Network, samples: Samples, *, bits: str = "W8A8", plan: st
     images = samples.images
     if network.batch:  # only whole batches can be run; each image is to count as often as another
         images = images[torch.arange(-(-len(images) // chunk) * chunk) % len(images)]
-    _activation_grids(student, images, roots, find, chunk=chunk)
-    _biases(student, images, chunk=chunk)
+    if plan.range_source == "batchnorm":
+        _set_grids(student, grids_from_batchnorm(student, widths, roots))
+    else:
+        _activation_grids(student, images, roots, find, chunk=chunk)
+    settle_biases(student, images)
     return student
 
 
@@ -144,18 +148,31 @@ def _activation_grids(
                 quantizer_of(graph, node).grid = found[name]
 
     walk(graph, images, chunk=chunk, before=before)
-    for name, grid in found.items():
-        quantizer = graph.get_submodule(name)
+    _set_grids(student, found)
+
+
+def _set_grids(student: Student, grids: dict[str, Grid]) -> None:
+    for name, grid in grids.items():
+        quantizer = student.network.graph.get_submodule(name)
         assert isinstance(quantizer, FakeQuantize)
         quantizer.grid = grid
 
 
-def _biases(student: Student, images: Tensor, *, chunk: int) -> None:
-    """Put biases on their integer grid and, where the plan says so, correct them on the way, layer after layer."""
+def settle_biases(student: Student, images: Tensor) -> None:
+    """Put biases on their integer grid and, where the plan says so, correct them on the way, layer after layer.
+
+    Once more for a student whose weights or grids have changed since: float biases are taken up again first. `images` are whole
+    batches of a network that can run no other.
+    """
     plan, graph = student.plan, student.network.graph
+    restore_biases(student)
     if plan.integer_bias:
-        _integer_bias_grids(student)
+        rebase_biases(student)
     if plan.bias_correction == "none":
+        return
+    if plan.bias_correction == "batchnorm":
+        correct_biases(student)
+        rebase_biases(student)
         return
 
     def after(node: fx.Node, quantized: Chunks, exact: Chunks) -> None:
@@ -176,11 +193,22 @@ def _biases(student: Student, images: Tensor, *, chunk: int) -> None:
         for index, value in enumerate(quantized):
             quantized[index] = value - error.view(shape)
 
-    walk(graph, images, chunk=chunk, after=after)
-    _integer_bias_grids(student)
+    walk(graph, images, chunk=student.network.batch or CHUNK, after=after)
+    rebase_biases(student)
 
 
-def _integer_bias_grids(student: Student) -> None:
+def restore_biases(student: Student) -> None:
+    """Give layers the float network's biases back, where they were corrected."""
+    graph = student.network.graph
+    for node in graph.graph.nodes:
+        bias = node.args[2] if is_call(node, WEIGHTED) and len(node.args) > 2 else None
+        if isinstance(bias, fx.Node):
+            stored = bias.all_input_nodes[0] if bias.op == "call_module" else bias
+            if KEPT in stored.meta:
+                set_tensor(graph, stored, graph.get_buffer(stored.meta[KEPT]).clone())
+
+
+def rebase_biases(student: Student) -> None:
     """int32 biases have the scale input scale x weight scale. Where a bias does not fit, as behind a channel of almost no
     weight, the weight's scale is raised until it does. A layer whose input is float keeps a float bias."""
     graph = student.network.graph
