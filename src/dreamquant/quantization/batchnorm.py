@@ -1,0 +1,94 @@
+"""Activation grids and bias corrections from BatchNorm statistics alone: no sample is looked at (Nagel et al., ICCV 2019)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx
+
+from dreamquant.errors import OptionError
+from dreamquant.network.distribution import Distribution, distributions, has_statistics, run_layer
+from dreamquant.network.edit import set_tensor
+from dreamquant.network.graph import tensor_of
+from dreamquant.network.operators import LINEARS, data_inputs, data_nodes
+from dreamquant.quantization.grid import Grid, grid_of_range
+from dreamquant.quantization.student import Student, quantizer_nodes
+from dreamquant.quantization.through import following_function, narrow
+from dreamquant.quantization.walk import keep_float, quantizer_of
+
+
+def grids_from_batchnorm(student: Student, widths: dict[str, int], roots: dict[str, fx.Node]) -> dict[str, Grid]:
+    """The activation grids of a student, by the quantizers' names: mean +- `plan.deviations` deviations of the widest channels.
+
+    `widths` and `roots` as from `prepare`. Raises `OptionError` for a network without BatchNorm statistics, and where they do not
+    reach a tensor that is to be quantized.
+    """
+    plan, graph = student.plan, student.network.graph.graph
+    known = _known(student, "range_source")
+    missing = [root for root in roots.values() if root not in known]
+    if missing:
+        nodes = data_nodes(graph)
+        culprits = [
+            node for node in nodes if node not in known and all(one in known for one in data_inputs(node) if one in nodes)
+        ]
+        raise OptionError(
+            f"range_source='batchnorm' knows no range of {_names(missing)}: BatchNorm statistics cannot be followed through "
+            f"{', '.join(f'{node.name} ({node.target})' for node in culprits)}; use range_source='samples'"
+        )
+    grids = {}
+    for name, root in roots.items():
+        form: dict[str, Any] = {"bits": widths[name], "symmetric": plan.activation_symmetric}
+        low, high = (end.reshape(1).float() for end in (known[root].low.min(), known[root].high.max()))
+        function = following_function(root) if plan.placement == "integer" else None
+        if function is not None:
+            low, high = narrow(known[root].typical().float().reshape(1, -1), low, high, function, **form)
+        grids[name] = grid_of_range(low, high, **form)
+    return grids
+
+
+def correct_biases(student: Student) -> None:
+    """Take off each bias what the rounding of its layer's weights adds to the mean output: sum of (Wq - W) E[x] (section 4.2).
+
+    Where padding cuts a kernel off, so it is here: the mean is over all places of the output, where the paper's takes whole
+    kernels. Layers without a bias, with one that they share, or whose E[x] is not known are left as they are; `OptionError` when
+    those are all.
+    """
+    known, graph = _known(student, "bias_correction"), student.network.graph
+    corrected = 0
+    for quantizer in quantizer_nodes(graph.graph):
+        if quantizer.meta["kind"] != "weight":
+            continue
+        layer, grid = next(iter(quantizer.users)), quantizer_of(graph, quantizer).grid
+        source, bias = layer.args[0], layer.args[2] if len(layer.args) > 2 else None
+        if not isinstance(source, fx.Node) or source not in known or not isinstance(bias, fx.Node) or grid is None:
+            continue
+        bias = bias.all_input_nodes[0] if bias.op == "call_module" else bias
+        if len(bias.users) > 1:
+            continue  # shared by layers with errors of their own
+        weight = tensor_of(graph, quantizer.all_input_nodes[0])
+        error = run_layer(layer, known[source].mean, grid.fake(weight) - weight, None)
+        channel = error.dim() - 1 if layer.target in LINEARS else 1
+        keep_float(graph, bias)
+        set_tensor(
+            graph, bias, tensor_of(graph, bias) - error.mean([axis for axis in range(error.dim()) if axis != channel]).float()
+        )
+        corrected += 1
+    if not corrected:
+        raise OptionError(
+            "bias_correction='batchnorm' can correct no layer: none that has a bias of its own reads a tensor whose mean the "
+            "network's BatchNorms tell; use bias_correction='samples'"
+        )
+
+
+def _known(student: Student, field: str) -> dict[fx.Node, Distribution]:
+    if not has_statistics(student.network.graph.graph):
+        raise OptionError(
+            f"{field}='batchnorm' needs BatchNorm statistics and the network has none: its BatchNorms were folded before it came "
+            f"here, or it never had any; use {field}='samples'"
+        )
+    return distributions(student.network, deviations=student.plan.deviations)
+
+
+def _names(nodes: list[fx.Node], most: int = 5) -> str:
+    shown = ", ".join(node.name for node in nodes[:most])
+    return shown if len(nodes) <= most else f"{shown} and {len(nodes) - most} more"
