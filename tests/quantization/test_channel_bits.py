@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
 from dreamquant.errors import OptionError
+from dreamquant.export.export import export
+from dreamquant.network.graph import Network, tensor_of
 from dreamquant.quantization.channel_bits import channel_bits
 from dreamquant.quantization.grid import grid_of_range
+from dreamquant.quantization.quantize import quantize
+from dreamquant.quantization.walk import KEPT
+from dreamquant.samples import Samples
 
 
 def rows(channels: int, *, seed: int = 0) -> Tensor:
@@ -94,3 +102,44 @@ def test_the_most_is_8_and_the_least_0() -> None:
 def test_impossible_bits_are_refused(bits: int) -> None:
     with pytest.raises(OptionError, match=f"{bits} bits a channel; there can be 0 to 8"):
         channel_bits(rows(2), bits)
+
+
+@pytest.fixture
+def calibration(images: Callable[..., Tensor]) -> Samples:
+    return Samples(images(16, (3, 11, 9)))
+
+
+def test_each_channel_of_a_student_has_no_more_levels_than_its_bits(
+    residual: Network, calibration: Samples, tmp_path: Path
+) -> None:
+    student = quantize(residual, calibration, bits="W3A8", plan="zeroq", channel_bits=True)
+    graph, seen = student.network.graph, []
+    for tensor in student.tensors():
+        if tensor.kind == "weight":
+            weight = tensor_of(graph, tensor.node)
+            widths = channel_bits(graph.get_buffer(tensor.node.meta[KEPT]).flatten(1), 3)
+            assert int(widths.sum()) == 3 * len(widths)
+            for row, width in zip(tensor.grid.fake(weight).flatten(1), widths.tolist(), strict=True):
+                assert len(row.unique()) <= 2**width
+            seen += widths.tolist()
+    assert len(set(seen)) > 2
+    assert export(student, tmp_path / "out.onnx", calibration).verification.top1_agreement > 90
+
+
+def test_bits_by_channel_leave_less_error_than_as_many_for_all(residual: Network, calibration: Samples) -> None:
+    def error(**changes: object) -> float:
+        student = quantize(residual, calibration, bits="W4A8", plan="deploy", weight_symmetric=False, **changes)
+        graph, total = student.network.graph, 0.0
+        for tensor in student.tensors():
+            if tensor.kind == "weight":
+                weight = tensor_of(graph, tensor.node)
+                exact = graph.get_buffer(tensor.node.meta[KEPT]) if KEPT in tensor.node.meta else weight
+                total += (tensor.grid.fake(weight) - exact).square().sum().item()
+        return total
+
+    assert error(channel_bits=True) < error()
+
+
+def test_symmetric_weights_cannot_have_bits_by_channel(residual: Network, calibration: Samples) -> None:
+    with pytest.raises(OptionError, match="set weight_symmetric=false"):
+        quantize(residual, calibration, plan="deploy", channel_bits=True)

@@ -28,9 +28,8 @@ def grids_from_batchnorm(student: Student, widths: dict[str, int], roots: dict[s
     missing = [root for root in roots.values() if root not in known]
     if missing:
         nodes = data_nodes(graph)
-        culprits = [
-            node for node in nodes if node not in known and all(one in known for one in data_inputs(node) if one in nodes)
-        ]
+        unknown = [node for node in nodes if node not in known]
+        culprits = [node for node in unknown if not any(source in unknown for source in data_inputs(node))]
         raise OptionError(
             f"range_source='batchnorm' knows no range of {_names(missing)}: BatchNorm statistics cannot be followed through "
             f"{', '.join(f'{node.name} ({node.target})' for node in culprits)}; use range_source='samples'"
@@ -68,10 +67,9 @@ def correct_biases(student: Student) -> None:
         weight = tensor_of(graph, quantizer.all_input_nodes[0])
         error = run_layer(layer, known[source].mean, grid.fake(weight) - weight, None)
         channel = error.dim() - 1 if layer.target in LINEARS else 1
+        mean = error.mean([axis for axis in range(error.dim()) if axis != channel])
         keep_float(graph, bias)
-        set_tensor(
-            graph, bias, tensor_of(graph, bias) - error.mean([axis for axis in range(error.dim()) if axis != channel]).float()
-        )
+        set_tensor(graph, bias, tensor_of(graph, bias) - mean.float())
         corrected += 1
     if not corrected:
         raise OptionError(

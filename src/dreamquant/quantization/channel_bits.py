@@ -1,9 +1,12 @@
 """How many bits each channel of a weight gets."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from dreamquant.errors import OptionError
+from dreamquant.quantization.grid import Grid, grid_of_range
 
 MOST = 8
 
@@ -31,3 +34,19 @@ def channel_bits(rows: Tensor, bits: int) -> Tensor:
     bought = worth.flatten().sort(descending=True, stable=True).indices[: len(rows) * bits]
     given = torch.zeros(worth.numel(), dtype=torch.int64).index_fill(0, bought, 1).view_as(worth)
     return torch.where(alpha > 0, given.sum(1), 0)
+
+
+def grid_of_channels(rows: Tensor, widths: Tensor, find: Callable[..., tuple[Tensor, Tensor]], axis: int) -> tuple[Grid, Tensor]:
+    """A grid with as many levels a channel as `widths` (channels,) bits allow, and the rows (channels, n) moved to them.
+
+    The integers of all channels go into the widest one's, unsigned. `find` is a range method, asked with each width. A channel
+    of 0 bits is 0 throughout.
+    """
+    scale, zero_point, values = torch.ones(len(rows)), torch.zeros(len(rows)), torch.zeros_like(rows)
+    for width in sorted(set(widths.tolist())):
+        if width:
+            chosen = widths == width
+            low, high = find(rows[chosen].unsqueeze(1), bits=width, symmetric=False)
+            part = grid_of_range(low, high, bits=width, symmetric=False, axis=0)
+            scale[chosen], zero_point[chosen], values[chosen] = part.scale, part.zero_point, part.fake(rows[chosen])
+    return Grid(scale, zero_point, 0, (1 << max(int(widths.max()), 1)) - 1, axis), values

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from dreamquant.errors import DataError
+from dreamquant.errors import DataError, OptionError
 from dreamquant.methods import find_method
 from dreamquant.network.edit import set_tensor
 from dreamquant.network.graph import Network, tensor_of
 from dreamquant.network.operators import CONVOLUTIONS, WEIGHTED, is_call, output_channel_axis
 from dreamquant.quantization.batchnorm import correct_biases, grids_from_batchnorm
+from dreamquant.quantization.channel_bits import channel_bits, grid_of_channels
 from dreamquant.quantization.codebook import Codebook
 from dreamquant.quantization.grid import FakeQuantize, Grid, grid_of_range
 from dreamquant.quantization.plan import Plan, change_plan, load_plan, parse_bits
@@ -89,11 +91,29 @@ def _weight_grids(student: Student, widths: dict[str, int]) -> None:
             levels = codebook.function(rows.squeeze(1), bits=bits, **level_options)
             quantizer_of(graph, node).grid = Codebook(levels, axis)
             continue
+        if plan.channel_bits and axis is not None:
+            _give_channels_bits(student, node, layer, bits, partial(method.function, **options))
+            continue
         low, high = method.function(rows, bits=bits, symmetric=plan.weight_symmetric, **options)
         grid = grid_of_range(low, high, bits=bits, symmetric=plan.weight_symmetric, axis=axis)
         if plan.saturation_free and grid.qmin < 0 and not _depthwise(layer):
             grid = replace(grid, scale=torch.maximum(grid.scale, _saturation_free_scale(weight, axis)))
         quantizer_of(graph, node).grid = grid
+
+
+def _give_channels_bits(student: Student, node: fx.Node, layer: fx.Node, bits: int, find: Callable[..., Any]) -> None:
+    """Put the weight that `node` quantizes on a grid whose channels have bits of their own, `bits` on average."""
+    graph, stored, axis = student.network.graph, node.all_input_nodes[0], output_channel_axis(layer)
+    if student.plan.weight_symmetric:
+        raise OptionError(
+            "channel_bits gives channels as few as 2 levels, which no symmetric grid has: set weight_symmetric=false"
+        )
+    turned = tensor_of(graph, stored).transpose(0, axis)
+    rows = turned.flatten(1)
+    grid, values = grid_of_channels(rows, channel_bits(rows, bits), find, axis)
+    keep_float(graph, stored)
+    set_tensor(graph, stored, values.view(turned.shape).transpose(0, axis).contiguous())
+    quantizer_of(graph, node).grid = grid
 
 
 def _saturation_free_scale(weight: Tensor, axis: int | None) -> Tensor:

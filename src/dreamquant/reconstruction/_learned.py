@@ -75,7 +75,7 @@ class _Quantized(torch.autograd.Function):
     """s clamp(round(x / s), ends) where `active` is 1, x where it is 0.
 
     Gradients as LSQ (Esser et al., ICLR 2020, eqs. 3, 5): for x straight through inside the range, for s round(x / s) - x / s
-    inside and the end of the range outside. One function of few passes over memory, for these tensors are what a step's time goes to.
+    inside and the end of the range outside. One function of few passes over memory: these tensors are what a step's time goes to.
     """
 
     @staticmethod
