@@ -1,0 +1,70 @@
+"""What a training leaves on disk: its whole state after an epoch, in one file that the next epoch replaces."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from dreamquant.errors import OutputError
+from dreamquant.files import atomic_write
+
+
+class Checkpoint:
+    """`training.safetensors` in `folder` (None: nowhere). `made_by` says what the run was; a file of another run is not taken."""
+
+    def __init__(self, folder: Path | None, made_by: str) -> None:
+        self.path = None if folder is None else folder / "training.safetensors"
+        self.made_by = made_by
+        if folder is not None:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise OutputError(f"cannot make the run folder {folder}: {error.strerror}") from error
+
+    def keep(self, state: dict[str, Tensor]) -> None:
+        """Write a state."""
+        if self.path is not None:
+            tensors = {name: value.detach().clone().contiguous() for name, value in state.items()}
+            atomic_write(self.path, save(tensors, metadata={"made_by": self.made_by}))
+
+    def restore(self) -> dict[str, Tensor] | None:
+        """The state that an earlier run with the same settings has written, if it has."""
+        if self.path is None or not self.path.exists():
+            return None
+        with safe_open(self.path, "pt") as file:
+            if (file.metadata() or {}).get("made_by") != self.made_by:
+                return None
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+
+
+def digest(tensors: Iterable[Tensor]) -> str:
+    """A short text that tells tensors apart."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(tensor.detach().contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What an optimizer remembers of each parameter, under names."""
+    return {
+        f"{index}.{name}": value
+        for index, parts in optimizer.state_dict()["state"].items()
+        for name, value in parts.items()
+        if value is not None
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
+    """Take up what `optimizer_state` gave."""
+    parts: dict[int, dict[str, Tensor]] = {}
+    for name, value in state.items():
+        index, _, part = name.partition(".")
+        parts.setdefault(int(index), {})[part] = value
+    optimizer.load_state_dict({"state": parts, "param_groups": optimizer.state_dict()["param_groups"]})
