@@ -51,20 +51,20 @@ def test_the_first_variant_that_fits_counts(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(
         'summary = "mine"\nbecause = "else"\n[synthesis]\nmethod = "noise"\n'
-        '[[variants]]\nbecause = "few bits"\nweights_at_most = 4\nreconstruction = { method = "qdrop", steps = 7 }\n'
-        '[[variants]]\nbecause = "few or no"\nweights_at_most = 5\nbatchnorm = false\nsynthesis = { method = "fractal" }\n'
+        '[[variants]]\nbecause = "few bits"\nbits_at_most = 4\nreconstruction = { method = "qdrop", steps = 7 }\n'
+        '[[variants]]\nbecause = "few or no"\nbits_at_most = 5\nbatchnorm = false\nsynthesis = { method = "fractal" }\n'
     )
     recipe = load_recipe(str(path))
     found = {
         (has_batchnorm, bits): resolve(recipe, has_batchnorm=has_batchnorm, bits=bits)
         for has_batchnorm in (True, False)
-        for bits in ("W4A4", "W5A4", "W6A4")
+        for bits in ("W4A4", "W8A5", "W6A6")
     }
     assert found[True, "W4A4"].because == found[False, "W4A4"].because == "few bits"
     assert found[True, "W4A4"].reconstruction.options["steps"] == 7
-    assert found[False, "W5A4"].because == "few or no"
-    assert found[False, "W5A4"].synthesis.method == "fractal"
-    assert found[True, "W5A4"].because == found[False, "W6A4"].because == "else"
+    assert found[False, "W8A5"].because == "few or no"
+    assert found[False, "W8A5"].synthesis.method == "fractal"
+    assert found[True, "W8A5"].because == found[False, "W6A6"].because == "else"
 
 
 def test_a_quick_budget_is_quicker() -> None:

@@ -69,14 +69,14 @@ class Variant(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     because: str
     batchnorm: bool | None = None  # whether the network has BatchNorm statistics
-    weights_at_most: int | None = None  # bits
+    bits_at_most: int | None = None  # of weights or of activations, whichever are fewer
     synthesis: Synthesis | None = None
     allocation: Allocation | None = None
     reconstruction: Reconstruction | None = None
 
-    def fits(self, *, has_batchnorm: bool, weights: int) -> bool:
+    def fits(self, *, has_batchnorm: bool, bits: int) -> bool:
         """Whether this variant is for such a network and so many bits."""
-        return self.batchnorm in (None, has_batchnorm) and (self.weights_at_most is None or weights <= self.weights_at_most)
+        return self.batchnorm in (None, has_batchnorm) and (self.bits_at_most is None or bits <= self.bits_at_most)
 
 
 class Recipe(BaseModel):
@@ -134,8 +134,9 @@ def resolve(
     quantization = recipe.quantization.model_dump()
     quantization.update({name: value for name, value in (("bits", bits), ("plan", plan)) if value is not None})
     _apply([setting for setting in settings if setting.startswith("quantization.bits=")], {"quantization": quantization})
-    weights = parse_bits(str(quantization["bits"])).weights
-    variant = next((one for one in recipe.variants if one.fits(has_batchnorm=has_batchnorm, weights=weights)), None)
+    width = parse_bits(str(quantization["bits"]))
+    fewest = min(width.weights, width.activations)
+    variant = next((one for one in recipe.variants if one.fits(has_batchnorm=has_batchnorm, bits=fewest)), None)
     stages = {
         "synthesis": ((variant and variant.synthesis) or recipe.synthesis).model_dump(),
         "allocation": ((variant and variant.allocation) or recipe.allocation).model_dump(),

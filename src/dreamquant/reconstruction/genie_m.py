@@ -10,8 +10,8 @@ from dreamquant.samples import Samples
 
 PAPER = "Jeon et al., Genie: Show Me the Data for Quantization (CVPR 2023), arXiv 2212.04780"
 BUDGETS = {
-    "standard": {"steps": 1000, "learning_rate": 4e-3, "scale_rate": 4e-4, "activation_rate": 4e-4},
-    "quick": {"steps": 250, "learning_rate": 1e-2, "scale_rate": 1e-3, "activation_rate": 1e-3},
+    "standard": {"steps": 500, "batch": 16, "learning_rate": 4e-3, "scale_rate": 4e-4, "activation_rate": 4e-4},
+    "quick": {"steps": 150, "batch": 16, "learning_rate": 1e-2, "scale_rate": 1e-3, "activation_rate": 1e-3},
 }
 
 

@@ -10,8 +10,8 @@ from dreamquant.samples import Samples
 
 PAPER = "Wei et al., QDrop: Randomly Dropping Quantization for Extremely Low-bit PTQ (ICLR 2022), arXiv 2203.05740"
 BUDGETS = {
-    "standard": {"steps": 1000, "learning_rate": 4e-3, "activation_rate": 4e-4},
-    "quick": {"steps": 250, "learning_rate": 1e-2, "activation_rate": 1e-3},
+    "standard": {"steps": 500, "batch": 16, "learning_rate": 4e-3, "activation_rate": 4e-4},
+    "quick": {"steps": 150, "batch": 16, "learning_rate": 1e-2, "activation_rate": 1e-3},
 }
 
 
