@@ -228,7 +228,11 @@ OPTIONS = {
     "unknown plan": Case(FOLDED, ("unknown plan 'deplyo'", "did you mean 'deploy'?", "brecq"), ("--plan", "deplyo")),
     "plan's key": Case(FOLDED, ("'placemant'", "did you mean 'placement'?"), ("--plan", "{bad}/plan_key.toml")),
     "unknown budget": Case(FOLDED, ("unknown budget 'huge'", "paper, quick, standard"), ("--budget", "huge")),
-    "unknown stage": Case(FOLDED, ("unknown stage 'dreams'", "quantization, synthesis"), ("--set", "dreams.steps=3")),
+    "unknown stage": Case(
+        FOLDED, ("unknown stage 'dreams'", "quantization, reconstruction, synthesis, training"), ("--set", "dreams.steps=3")
+    ),
+    "training without a method": Case(FOLDED, ("training.method",), ("--set", "training.batch=3")),
+    "unknown training": Case(FOLDED, ("'gdfk'", "did you mean 'gdfq'?"), ("--set", "training.method=gdfk")),
     "unknown option": Case("digits.pt2", ("'stepz'", "did you mean 'steps'?"), ("--set", "synthesis.stepz=3")),
     "unknown method": Case(FOLDED, ("'zeroqq'", "did you mean 'zeroq'?"), ("--set", "synthesis.method=zeroqq")),
     "unknown plan field": Case(FOLDED, ("'mirror'", "placement"), ("--set", "quantization.mirror=1")),

@@ -23,6 +23,7 @@ from dreamquant.recipe import recipe_names
 
 FOLDED = "digits_bnfolded.onnx"
 FEW = ("--set", "synthesis.count=8", "--set", "synthesis.held_out=8")
+PLAIN = ("--set", "synthesis.method=fractal", "--set", "reconstruction.method=nearest")
 FAST = (*FEW, "--set", "synthesis.steps=2")
 Command = Callable[..., Any]
 
@@ -93,7 +94,9 @@ def test_settings_reach_the_run(command: Command, digits: Path, tmp_path: Path) 
 def test_layers_of_their_own(command: Command, digits: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.onnx"
     chosen = ("--keep-float", "conv2d_3", "--bits-for", "conv2d_1=6", "--bits-for", "conv2d_2=W8A7")
-    found = json.loads(works(command, "quantize", digits / FOLDED, "-o", output, *FEW, "--bits", "W4A8", *chosen, "--json"))
+    found = json.loads(
+        works(command, "quantize", digits / FOLDED, "-o", output, *FEW, *PLAIN, "--bits", "W4A8", *chosen, "--json")
+    )
     assert found["float_layers"] == ["conv2d_3"]
     assert found["recipe"]["quantization"]["layers"] == {
         "conv2d_3": {"keep_float": True},
@@ -106,7 +109,17 @@ def test_layers_of_their_own(command: Command, digits: Path, tmp_path: Path) -> 
 
 
 def test_agreement_raises_layers_until_it_is_reached(command: Command, digits: Path, tmp_path: Path) -> None:
-    arguments = ("quantize", digits / FOLDED, "-o", tmp_path / "out.onnx", "--set", "synthesis.count=32", "--bits", "W2A4")
+    arguments = (
+        "quantize",
+        digits / FOLDED,
+        "-o",
+        tmp_path / "out.onnx",
+        "--set",
+        "synthesis.count=32",
+        *PLAIN,
+        "--bits",
+        "W2A4",
+    )
     plain = json.loads(works(command, *arguments, "--json"))
     raised = json.loads(works(command, *arguments, "--agreement", "90", "--json"))
     assert plain["agreement"]["top1"] < raised["agreement"]["top1"]

@@ -47,6 +47,10 @@ class Reconstruction(Stage):
     method: str = "nearest"
 
 
+class Training(Stage):
+    """How the quantized network is trained, its float self being the teacher."""
+
+
 class Quantization(BaseModel):
     """A plan by name, bits, and fields of the plan that are changed."""
 
@@ -96,6 +100,7 @@ class Recipe(BaseModel):
     allocation: Allocation = Allocation()
     quantization: Quantization = Quantization()
     reconstruction: Reconstruction = Reconstruction()
+    training: Training | None = None
     variants: list[Variant] = Field(default_factory=list)
     budget: dict[Budget, dict[str, dict[str, Any]]] = Field(default_factory=dict)
 
@@ -125,8 +130,8 @@ def resolve(
 ) -> Recipe:
     """The recipe as it will be run: the variant that fits, the budget's and the user's settings applied, every option known.
 
-    `settings` are `stage.option=value`, with the stages `synthesis`, `allocation`, `quantization` and `reconstruction`. Raises
-    `OptionError` for whatever is not known or impossible, before any work is done.
+    `settings` are `stage.option=value`, with the stages `synthesis`, `allocation`, `quantization`, `reconstruction` and
+    `training`. Raises `OptionError` for whatever is not known or impossible, before any work is done.
     """
     if budget not in BUDGETS:
         raise OptionError(unknown("budget", budget, BUDGETS))
@@ -142,10 +147,14 @@ def resolve(
         "allocation": ((variant and variant.allocation) or recipe.allocation).model_dump(),
         "quantization": quantization,
         "reconstruction": ((variant and variant.reconstruction) or recipe.reconstruction).model_dump(),
+        "training": {} if recipe.training is None else recipe.training.model_dump(),
     }
     for stage, fields in stages.items():
         fields.update(recipe.budget.get(budget, {}).get(stage, {}))  # type: ignore[call-overload]
     _apply(settings, stages)
+    training = stages["training"]
+    if training and "method" not in training:
+        raise OptionError(f"training.{next(iter(training))} is set for no method: set training.method too")
     try:
         resolved = Recipe(
             **recipe.model_dump(exclude={*stages, "variants", "because", "budget"}),
@@ -154,6 +163,7 @@ def resolve(
             allocation=Allocation(**_checked("allocation", stages["allocation"], budget)),
             quantization=Quantization(**stages["quantization"]),
             reconstruction=Reconstruction(**_checked("reconstruction", stages["reconstruction"], budget)),
+            training=Training(**_checked("training", training, budget)) if training else None,
         )
     except ValidationError as error:
         raise shelf.complaint(f"recipe {recipe.name}", error, Recipe.model_fields) from None

@@ -33,6 +33,7 @@ from dreamquant.recipe import Recipe, load_recipe, resolve
 from dreamquant.reconstruction import reconstruct
 from dreamquant.storage import load_samples, save_samples
 from dreamquant.synthesis import Samples, synthesize
+from dreamquant.training import train
 
 Progress = Callable[[str, int, int, float], None]  # (stage, steps done, steps in all, loss)
 LARGEST_SHARE = 0.5  # of the float file's size that an output may take; checked against the disk before work begins
@@ -129,6 +130,18 @@ def run(
         **chosen.reconstruction.options,
     )
     clock.lap("reconstruction")
+    if chosen.training is not None:
+        student = train(
+            network,
+            student,
+            samples,
+            method=chosen.training.method,
+            seed=seed,
+            callback=None if progress is None else lambda done, steps, loss: progress("training", done, steps, loss),
+            folder=None if run_dir is None else Path(run_dir) / "training",
+            **chosen.training.options,
+        )
+    clock.lap("training")
     artifact = export(student, path, samples, metadata=_metadata(chosen, seed))
     clock.lap("export")
     assessment = assess(network, student, artifact, held_out)
@@ -157,6 +170,8 @@ def _intention(network: Network, recipe: Recipe) -> str:
         steps.insert(1, f"layers by {recipe.allocation.method}")
     if recipe.reconstruction.method != "nearest":
         steps.append(f"reconstruction by {recipe.reconstruction.method}")
+    if recipe.training is not None:
+        steps.append(f"training by {recipe.training.method}")
     why = f" ({recipe.because})" if recipe.because else ""
     return f"recipe {recipe.name}{why}: {', '.join(steps)}; about {expected_seconds(network, recipe):.0f} processor seconds"
 

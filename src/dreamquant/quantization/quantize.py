@@ -96,8 +96,8 @@ def _weight_grids(student: Student, widths: dict[str, int]) -> None:
             continue
         low, high = method.function(rows, bits=bits, symmetric=plan.weight_symmetric, **options)
         grid = grid_of_range(low, high, bits=bits, symmetric=plan.weight_symmetric, axis=axis)
-        if plan.saturation_free and grid.qmin < 0 and not _depthwise(layer):
-            grid = replace(grid, scale=torch.maximum(grid.scale, _saturation_free_scale(weight, axis)))
+        if plan.saturation_free and grid.qmin < 0 and not is_depthwise(layer):
+            grid = replace(grid, scale=torch.maximum(grid.scale, saturation_free_scale(weight, axis)))
         quantizer_of(graph, node).grid = grid
 
 
@@ -116,7 +116,7 @@ def _give_channels_bits(student: Student, node: fx.Node, layer: fx.Node, bits: i
     quantizer_of(graph, node).grid = grid
 
 
-def _saturation_free_scale(weight: Tensor, axis: int | None) -> Tensor:
+def saturation_free_scale(weight: Tensor, axis: int | None) -> Tensor:
     """The smallest scales (1,) or (channels,) under which no two neighbouring weights overflow a 16-bit sum.
 
     x86 processors without VNNI multiply unsigned activations by signed weights in pairs and add each pair in saturating 16 bits:
@@ -142,7 +142,7 @@ def _largest_pair(rows: Tensor) -> Tensor:
     return sums.flatten(1).amax(1)
 
 
-def _depthwise(layer: fx.Node) -> bool:
+def is_depthwise(layer: fx.Node) -> bool:
     """Whether each output channel of a convolution reads one input channel; runtimes add those in 32 bits."""
     groups, weight = layer.args[6] if len(layer.args) > 6 else 1, layer.args[1]
     assert isinstance(weight, fx.Node)

@@ -17,7 +17,7 @@ from dreamquant.network.operators import WEIGHTED, is_call
 from dreamquant.quantization.codebook import Codebook
 from dreamquant.quantization.grid import Grid, grid_of_range
 from dreamquant.quantization.plan import LARGEST_BITS
-from dreamquant.quantization.quantize import LARGEST_BIAS, _depthwise, _saturation_free_scale, rebase_biases
+from dreamquant.quantization.quantize import LARGEST_BIAS, is_depthwise, rebase_biases, saturation_free_scale
 from dreamquant.quantization.student import Student, quantizer_nodes
 from dreamquant.quantization.walk import keep_float, quantizer_of
 
@@ -230,10 +230,10 @@ class Trainee(nn.Module):
 
     def _floor(self, layer: fx.Node, levels: Grid | Codebook) -> Floor | None:
         fine = isinstance(levels, Grid) and levels.bits == LARGEST_BITS and levels.qmin < 0
-        if not (self.given.plan.saturation_free and fine) or _depthwise(layer):
+        if not (self.given.plan.saturation_free and fine) or is_depthwise(layer):
             return None
         axis = levels.axis
-        return lambda weight: _saturation_free_scale(weight, axis)
+        return lambda weight: saturation_free_scale(weight, axis)
 
 
 def learnt_nodes(graph: fx.GraphModule) -> list[fx.Node]:
