@@ -1,6 +1,7 @@
 """Measure suites of cases: accuracy, size, latency and cost of each way to quantize, one JSON row a case.
 
     python -m benchmarks.run --suite dfq --data DATA [--only TEXT ...] [--seeds 0 1 2]
+    python -m benchmarks.run --suite dfq --table
 
 A case that has its row in `benchmarks/results/SUITE.jsonl` is not run again. Top-1 is that of the exported file in ONNX Runtime.
 """
@@ -38,13 +39,19 @@ CACHE = Path("runs/samples")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path, help="the data folder")
     parser.add_argument("--suite", choices=SUITES, required=True)
     parser.add_argument("--only", nargs="+", default=[], help="cases whose model, label or bits hold one of these texts")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--table", action="store_true", help="print the rows that there are as Markdown, and measure nothing")
     given = parser.parse_args()
-    torch.set_num_threads(1)
     place = RESULTS / f"{given.suite}.jsonl"
+    if given.table:
+        print(table([json.loads(line) for line in place.read_text().splitlines()]))
+        return
+    if given.data is None:
+        parser.error("--data is needed: the folder of models and images")
+    torch.set_num_threads(1)
     done = {key(row) for row in map(json.loads, place.read_text().splitlines())} if place.exists() else set()
     for seed in given.seeds:
         for case in SUITES[given.suite]():
@@ -55,6 +62,31 @@ def main() -> None:
             print(*names.values(), f"{row['top1']:.2f}", f"{row['bytes'] / 1e3:.0f} kB", row["processor_seconds"], flush=True)
             with place.open("a") as file:
                 file.write(json.dumps(row) + "\n")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """One line a case: means over seeds, half the distance between the extremes behind them."""
+    lines = [
+        "| network | | bits | top-1 | size | speed | per channel | mean bits | allocation s |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    cases: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        cases.setdefault((row["model"], row["label"], row["bits"]), []).append(row)
+    for (model, label, bits), mine in cases.items():
+        top1 = [row["top1"] for row in mine]
+        spread = f" ± {(max(top1) - min(top1)) / 2:.2f}" if len(top1) > 1 else ""
+        first = mine[0]
+        cells = [
+            f"{sum(top1) / len(top1):.2f}{spread}",
+            f"{first['bytes'] / first['float_bytes']:.3f}",
+            f"{first['speed']:.2f}",
+            f"{first['channel_layers']} of {first['layers']}",
+            f"{first['mean_bits']:.2f}",
+            f"{first['processor_seconds']['allocation']:.0f}",
+        ]
+        lines.append(f"| {model} | {label} | {bits} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def key(row: dict[str, Any]) -> tuple[Any, ...]:
