@@ -44,6 +44,14 @@ def atomic_write(destination: Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
+def make_run_folder(folder: Path) -> None:
+    """Make the folder, and those above it, that a run keeps its state in; `OutputError` where it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the run folder {folder}: {error.strerror}") from error
+
+
 def check_output(destination: Path, *, inputs: Iterable[Path] = (), need_bytes: int = 0) -> None:
     """Raise OutputError, in one sentence, when `destination` could not be written.
 

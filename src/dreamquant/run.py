@@ -19,10 +19,9 @@ from torch import nn
 
 from dreamquant.allocation import Allocation, LayerDamage, allocate, sensitivities
 from dreamquant.assess.assess import Assessment, assess
-from dreamquant.errors import OutputError
 from dreamquant.estimate import expected_seconds
 from dreamquant.export.export import Artifact, check_format, export
-from dreamquant.files import atomic_write, check_output
+from dreamquant.files import atomic_write, check_output, make_run_folder
 from dreamquant.network.graph import Network
 from dreamquant.network.load import load
 from dreamquant.network.statistics import batch_norms
@@ -215,7 +214,7 @@ def _dream(
     }
     place = None if run_dir is None else Path(run_dir) / f"{what}.safetensors"
     if place is not None:
-        _make_folder(place.parent)
+        make_run_folder(place.parent)
         kept = load_samples(place, made_by) if place.exists() else None
         if kept is not None:
             return kept
@@ -224,13 +223,6 @@ def _dream(
     if place is not None:
         save_samples(samples, place, made_by)
     return samples
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make the run folder {folder}: {error.strerror}") from error
 
 
 def fingerprint(network: Network) -> str:

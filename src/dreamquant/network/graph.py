@@ -16,6 +16,8 @@ tensor is the transpose of the file's also has `meta["transposed"] = True`.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,6 +108,14 @@ def whole_batches(images: Tensor, batch: int | None) -> Tensor:
     if batch is None or surplus == 0:
         return images
     return torch.cat([images, images[-surplus, None].expand(batch - surplus, *images.shape[1:])])
+
+
+def digest(tensors: Iterable[Tensor]) -> str:
+    """A short text that tells tensors apart."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(tensor.detach().contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def placeholder(graph: fx.Graph) -> fx.Node:

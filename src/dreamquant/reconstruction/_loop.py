@@ -16,14 +16,14 @@ from torch import Tensor, fx
 
 from dreamquant.errors import OptionError, unknown
 from dreamquant.network.edit import set_tensor
-from dreamquant.network.graph import tensor_of, whole_batches
+from dreamquant.network.graph import digest, tensor_of, whole_batches
 from dreamquant.quantization.grid import FakeQuantize, Grid
 from dreamquant.quantization.plan import LARGEST_BITS
 from dreamquant.quantization.quantize import restore_biases, settle_biases
 from dreamquant.quantization.student import Student, quantizer_nodes
 from dreamquant.quantization.walk import Chunks, keep_float, quantizer_of, walk
 from dreamquant.reconstruction._learned import LearnedStep, SoftRounding, mixed
-from dreamquant.reconstruction._store import Progress, Spill, digest
+from dreamquant.reconstruction._store import Progress, Spill
 from dreamquant.reconstruction._units import Unit, grouped, layer_units, segment_units
 
 Callback = Callable[[int, int, float], None]  # (steps done, steps in all, loss)
@@ -86,7 +86,12 @@ def reconstruct_units(
     passes = [{unit.nodes[0]: unit for unit in _units(student, schedule) if _learnable(unit, schedule)} for schedule in schedules]
     total = sum(len(work) * schedule.steps for work, schedule in zip(passes, schedules, strict=True))
     images = whole_batches(images, student.network.batch)
-    made_by = {"seed": seed, "images": digest(images), "plan": student.plan.model_dump(), "bits": str(student.bits)}
+    made_by = {
+        "seed": seed,
+        "from": digest([images, *student.network.graph.buffers()]),
+        "plan": student.plan.model_dump(),
+        "bits": str(student.bits),
+    }
     done = 0
     for number, (work, schedule) in enumerate(zip(passes, schedules, strict=True)):
         progress = Progress(folder and folder / f"pass-{number}", made_by | {"schedules": [asdict(one) for one in schedules]})

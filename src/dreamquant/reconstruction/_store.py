@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 from dataclasses import replace
@@ -14,8 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from dreamquant.errors import OutputError
-from dreamquant.files import atomic_write
+from dreamquant.files import atomic_write, make_run_folder
 from dreamquant.network.edit import set_tensor
 from dreamquant.network.graph import tensor_of
 from dreamquant.quantization.grid import FakeQuantize, Grid
@@ -31,10 +29,7 @@ class Progress:
         self.folder = folder
         self.made_by = json.dumps(made_by, sort_keys=True, default=str)
         if folder is not None:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise OutputError(f"cannot make the run folder {folder}: {error.strerror}") from error
+            make_run_folder(folder)
 
     def keep(self, number: int, unit: Unit) -> None:
         """Write what the student has in this unit."""
@@ -79,11 +74,6 @@ def _put(unit: Unit, tensors: dict[str, Tensor]) -> None:
         quantizer, scale = quantizer_of(unit.graph, node), tensors.get(f"{node.target}.scale")
         if isinstance(quantizer.grid, Grid) and scale is not None:
             quantizer.grid = replace(quantizer.grid, scale=scale)
-
-
-def digest(images: Tensor) -> str:
-    """A short text that tells sets of images apart."""
-    return hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
 class Spill:

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from dreamquant.errors import OptionError
-from dreamquant.network.graph import Network
+from dreamquant.network.graph import Network, digest
 from dreamquant.network.scores import class_probabilities, float_scores, top1_agreement
 from dreamquant.quantization.student import Student
 from dreamquant.samples import Samples
 from dreamquant.synthesis._loop import class_count
 from dreamquant.training._sources import Batch, Source
-from dreamquant.training._store import Checkpoint, digest, optimizer_state, restore_optimizer
+from dreamquant.training._store import Checkpoint, optimizer_state, restore_optimizer
 from dreamquant.training._trainee import Trainee
 
 Callback = Callable[[int, int, float], None]  # (steps done, steps in all, loss)

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from dreamquant.errors import OptionError
-from dreamquant.network.graph import Network
+from dreamquant.network.graph import Network, digest
 from dreamquant.network.scores import float_scores
 from dreamquant.samples import Samples
 from dreamquant.synthesis._conditional import BETAS, ConditionalGenerator
 from dreamquant.synthesis._hard import crop_and_flip
-from dreamquant.training._store import digest, optimizer_state, restore_optimizer
+from dreamquant.training._store import optimizer_state, restore_optimizer
 
 log = logging.getLogger("dreamquant")
 

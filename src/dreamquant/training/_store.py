@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -11,8 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from dreamquant.errors import OutputError
-from dreamquant.files import atomic_write
+from dreamquant.files import atomic_write, make_run_folder
 
 
 class Checkpoint:
@@ -22,10 +19,7 @@ class Checkpoint:
         self.path = None if folder is None else folder / "training.safetensors"
         self.made_by = made_by
         if folder is not None:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise OutputError(f"cannot make the run folder {folder}: {error.strerror}") from error
+            make_run_folder(folder)
 
     def keep(self, state: dict[str, Tensor]) -> None:
         """Write a state."""
@@ -41,14 +35,6 @@ class Checkpoint:
             if (file.metadata() or {}).get("made_by") != self.made_by:
                 return None
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
-
-
-def digest(tensors: Iterable[Tensor]) -> str:
-    """A short text that tells tensors apart."""
-    found = hashlib.sha256()
-    for tensor in tensors:
-        found.update(tensor.detach().contiguous().numpy().tobytes())
-    return found.hexdigest()[:16]
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
