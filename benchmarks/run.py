@@ -14,24 +14,30 @@ import resource
 import subprocess
 import tempfile
 import time
+from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import dreamquant
-from benchmarks.models import MEAN, STD, network, real_samples, test_images
-from benchmarks.suites import SUITES, Case
+from benchmarks.models import MEAN, MODELS, STD, network, real_samples, test_images
+from benchmarks.suites import SUITES, Case, RecipeCase
 from dreamquant.allocation import allocate
 from dreamquant.assess.assess import float_file
 from dreamquant.assess.evaluate import evaluate
-from dreamquant.assess.latency import compare_latency
+from dreamquant.assess.latency import compare_latency, processor_name
+from dreamquant.assess.probes import probe, probe_images
+from dreamquant.export.export import Artifact
 from dreamquant.quantization.plan import load_plan
 from dreamquant.quantization.student import Student
+from dreamquant.reconstruction import reconstruct
 from dreamquant.run import versions
 from dreamquant.runtime import onnx_runner
 from dreamquant.samples import Samples
 from dreamquant.storage import load_samples, save_samples
+from dreamquant.training import train
 
 RESULTS = Path(__file__).parent / "results"
 CACHE = Path("runs/samples")
@@ -93,9 +99,11 @@ def key(row: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(row[name] for name in ("model", "label", "bits", "plan", "seed"))
 
 
-def measure(data: Path, case: Case, seed: int) -> dict[str, Any]:
+def measure(data: Path, case: Case | RecipeCase, seed: int) -> dict[str, Any]:
     """One case, from the images to the file's accuracy."""
     model = network(data, case.model)
+    if isinstance(case, RecipeCase):
+        return measure_recipe(data, case, seed)
     samples, dreaming = images_of(data, case, seed)
     clock = Clock()
     plan = load_plan(case.plan, **case.changes)
@@ -103,16 +111,15 @@ def measure(data: Path, case: Case, seed: int) -> dict[str, Any]:
     clock.lap("allocation")
     student = dreamquant.quantize(model, samples, bits=case.bits, plan=allocation.plan)
     clock.lap("quantization")
+    student = reconstruct(student, samples, seed=seed, **case.reconstruction)
+    clock.lap("reconstruction")
+    if case.training is not None:
+        student = train(model, student, samples, seed=seed, **case.training)
+    clock.lap("training")
     with tempfile.TemporaryDirectory() as folder:
         artifact = dreamquant.export(student, Path(folder) / "student.onnx", samples)
         clock.lap("export")
-        reference = float_file(model, Path(folder))
-        began = time.perf_counter()
-        runner = onnx_runner(artifact.path, threads=1)
-        load_seconds = time.perf_counter() - began
-        found = evaluate(runner, test_images(data, case.model), input_shape=model.input_shape, mean=MEAN, std=STD, batch=50)
-        latency = compare_latency(reference, artifact.path, input_shape=model.input_shape)
-        float_bytes = reference.stat().st_size
+        found = measure_file(data, case.model, artifact, case.images)
     return {
         "images": case.images,
         "count": len(samples),
@@ -120,9 +127,67 @@ def measure(data: Path, case: Case, seed: int) -> dict[str, Any]:
         "options": case.options,
         "changes": case.changes,
         "allocation": case.allocation,
+        "reconstruction": case.reconstruction,
+        "training": case.training,
         "totals": allocation.totals,
+        **found,
+        **granularities(student),
+        "synthesis_processor_seconds": dreaming,
+        "processor_seconds": clock.seconds,
+        **circumstances(),
+    }
+
+
+def measure_recipe(data: Path, case: RecipeCase, seed: int) -> dict[str, Any]:
+    """One recipe, run as the command line runs it."""
+    with tempfile.TemporaryDirectory() as folder:
+        wall, processor = time.perf_counter(), time.process_time()
+        result = dreamquant.run(
+            data / MODELS[case.model].file,
+            Path(folder) / "student.onnx",
+            recipe=case.recipe,
+            bits=case.bits,
+            plan=case.plan,
+            budget=case.budget,
+            mean=MEAN,
+            std=STD,
+            seed=seed,
+        )
+        wall, processor = time.perf_counter() - wall, time.process_time() - processor
+        found = measure_file(data, case.model, result.artifact, result.recipe.synthesis.method)
+    agreement = result.assessment.agreement
+    return {
+        "recipe": result.recipe.model_dump(exclude={"published", "variants", "budget"}, exclude_none=True),
+        "budget": case.budget,
+        "images": result.recipe.synthesis.method,
+        "held_out": {"samples": agreement.samples, "top1": agreement.top1, "kl": agreement.kl},
+        **found,
+        "seconds": {name: round(value, 1) for name, value in result.seconds.items()},
+        "wall_seconds": round(wall, 1),
+        "processor_seconds": {"all": round(processor, 1)},
+        **circumstances(),
+    }
+
+
+def measure_file(data: Path, name: str, artifact: Artifact, calibrated_by: str) -> dict[str, Any]:
+    """What an exported file is worth: accuracy, proof, size, latency, and its answers on the probes of `assess.probes`."""
+    model = network(data, name)
+    began = time.perf_counter()
+    runner = onnx_runner(artifact.path, threads=1)
+    load_seconds = time.perf_counter() - began
+    found = evaluate(runner, test_images(data, name), input_shape=model.input_shape, mean=MEAN, std=STD, batch=50)
+    with tempfile.TemporaryDirectory() as folder:
+        reference = float_file(model, Path(folder))
+        latency = compare_latency(reference, artifact.path, input_shape=model.input_shape)
+        float_bytes = reference.stat().st_size
+    answers = [probe(model, runner, images) for images in probes(data, name, calibrated_by)]
+    return {
         "top1": found.top1,
+        "float_top1": float_top1(data, name),
         "test_images": found.images,
+        "probes": [
+            asdict(one) for images in probes(data, name, calibrated_by) if (one := probe(model, runner, images)) is not None
+        ],
         "agreement_of_file": artifact.verification.top1_agreement,
         "mean_difference_of_file": artifact.verification.mean_difference,
         "bytes": artifact.size,
@@ -132,14 +197,33 @@ def measure(data: Path, case: Case, seed: int) -> dict[str, Any]:
         "float_latency_ms": round(latency.a_ms, 3),
         "speed": round(latency.ratio, 3),
         "speed_quartiles": [round(latency.ratio_low, 3), round(latency.ratio_high, 3)],
-        **granularities(student),
-        "synthesis_processor_seconds": dreaming,
-        "processor_seconds": clock.seconds,
+    }
+
+
+def circumstances() -> dict[str, Any]:
+    """On what, and by what, a row was measured."""
+    return {
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        "processor": latency.processor,
+        "processor": f"{processor_name()} {torch.backends.cpu.get_cpu_capability()}",
+        "threads": torch.get_num_threads(),
         "commit": commit(),
         **versions(),
     }
+
+
+@cache
+def float_top1(data: Path, name: str) -> float:
+    """The float network's accuracy, of its own file in ONNX Runtime, measured once a process."""
+    model = network(data, name)
+    with tempfile.TemporaryDirectory() as folder:
+        runner = onnx_runner(float_file(model, Path(folder)), threads=1)
+        return evaluate(runner, test_images(data, name), input_shape=model.input_shape, mean=MEAN, std=STD, batch=50).top1
+
+
+@cache
+def probes(data: Path, name: str, calibrated_by: str) -> list[Samples]:
+    """The probes' images, the same for every case of a network and a dreamer, made once."""
+    return probe_images(network(data, name), calibrated_by=calibrated_by, seed=1000)
 
 
 def granularities(student: Student) -> dict[str, Any]:

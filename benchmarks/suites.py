@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
+
+from benchmarks.models import MODELS
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,23 @@ class Case:
     budget: str = "standard"
     changes: dict[str, Any] = field(default_factory=dict)  # of the plan
     allocation: dict[str, Any] = field(default_factory=lambda: {"method": "uniform"})
+    reconstruction: dict[str, Any] = field(default_factory=lambda: {"method": "nearest"})
+    training: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class RecipeCase:
+    """One recipe on one network, as `dreamquant quantize` runs it."""
+
+    model: str
+    recipe: str
+    bits: str
+    plan: str = "deploy"
+    budget: str = "standard"
+
+    @property
+    def label(self) -> str:
+        return f"{self.recipe}, {self.budget}"
 
 
 TENSOR = {"weight_granularity": "tensor"}
@@ -67,4 +86,95 @@ def granularity() -> Iterable[Case]:
         yield Case(model, "per channel", "W4A8", DREAMER[model])
 
 
-SUITES = {"dfq": dfq, "granularity": granularity}
+DREAMS: dict[str, dict[str, Any]] = {
+    "real": {},
+    "genie": {"batch": 64},
+    "dsg": {},
+    "zeroq": {},
+    "rsd": {},
+}
+
+
+def reconstruction() -> Iterable[Case]:
+    """Rounding learnt on dreams and on photographs, protocol of BRECQ."""
+    for bits in ("W2A4", "W3A3", "W4A4"):
+        for images, options in DREAMS.items():
+            for method in ("genie_m", "qdrop", "brecq", "adaround"):
+                budget = "standard"
+                yield Case(
+                    "resnet20",
+                    f"{method} on {images}",
+                    bits,
+                    images,
+                    plan="brecq",
+                    count=256,
+                    options=options,
+                    budget=budget,
+                    reconstruction={"method": method, "budget": budget},
+                )
+    for images, options in DREAMS.items():
+        yield Case("resnet20", f"nearest on {images}", "W2A4", images, plan="brecq", count=256, options=options)
+
+
+def official() -> Iterable[Case]:
+    """Genie as its official code was run on the same weights (128 images, 2,000 steps a unit, batches of 4), and ours beside it."""
+    published = {"method": "genie_m", "steps": 2000, "batch": 4}
+    standard = {"method": "genie_m", "budget": "standard"}
+    for bits in ("W2A4", "W4A4"):
+        for images, options in (("genie", {"batch": 128, "steps": 600}), ("real", {})):
+            for label, settings in {
+                "2,000 steps, batch 4": published,
+                "standard": {"method": "genie_m", "budget": "standard"},
+            }.items():
+                yield Case(
+                    "resnet20",
+                    f"genie_m on 128 {images}, {label}",
+                    bits,
+                    images,
+                    plan="brecq",
+                    count=128,
+                    options=options,
+                    reconstruction=settings,
+                )
+
+
+def larger() -> Iterable[Case]:
+    """The best recipe on larger networks, on dreams and on photographs."""
+    for model in ("resnet56", "mobilenetv2"):
+        for images in ("rsd", "real"):
+            for method in ("nearest", "qdrop"):
+                settings = {"method": method} | ({"budget": "standard"} if method == "qdrop" else {})
+                yield Case(model, f"{method} on {images}", "W4A4", images, count=128, reconstruction=settings)
+
+
+def training() -> Iterable[Case]:
+    """Training without data beside the same start without it, protocol of ZeroQ."""
+    for bits in ("W4A4", "W3A3"):
+        yield Case("resnet20", "not trained", bits, "lrq", plan="zeroq", count=256, options=HARD)
+        for method in ("lrq", "lrq_generator", "gdfq", "dsg_qat"):
+            images = {"dsg_qat": "dsg"}.get(method, "lrq")
+            options = HARD if images == "lrq" else {}
+            settings = {"method": method, "budget": "standard"}
+            yield Case("resnet20", method, bits, images, plan="zeroq", count=256, options=options, training=settings)
+        yield Case("resnet20", "not trained, dsg images", bits, "dsg", plan="zeroq", count=256)
+
+
+HARD = {"lower": 0.05, "target": 0.95}
+
+
+def auto() -> Iterable[RecipeCase]:
+    """The default recipe on every network."""
+    for bits in ("W8A8", "W4A4"):
+        for model in MODELS:
+            yield RecipeCase(model, "auto", bits)
+
+
+SUITES: dict[str, Callable[[], Iterable[Case | RecipeCase]]] = {
+    "dfq": dfq,
+    "granularity": granularity,
+    "reconstruction": reconstruction,
+    "official": official,
+    "larger": larger,
+    "training": training,
+    "auto": auto,
+}
