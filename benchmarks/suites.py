@@ -117,15 +117,12 @@ def reconstruction() -> Iterable[Case]:
 
 
 def official() -> Iterable[Case]:
-    """Genie as its official code was run on the same weights (128 images, 2,000 steps a unit, batches of 4), and ours beside it."""
+    """Genie as its official code was run on the same weights (128 images, 2,000 steps a unit, batches of 4), beside ours."""
     published = {"method": "genie_m", "steps": 2000, "batch": 4}
     standard = {"method": "genie_m", "budget": "standard"}
     for bits in ("W2A4", "W4A4"):
         for images, options in (("genie", {"batch": 128, "steps": 600}), ("real", {})):
-            for label, settings in {
-                "2,000 steps, batch 4": published,
-                "standard": {"method": "genie_m", "budget": "standard"},
-            }.items():
+            for label, settings in (("2,000 steps, batch 4", published), ("standard", standard)):
                 yield Case(
                     "resnet20",
                     f"genie_m on 128 {images}, {label}",
