@@ -27,7 +27,7 @@ from dreamquant.network.load import load
 from dreamquant.network.statistics import batch_norms
 from dreamquant.quantization.plan import Bits, Plan
 from dreamquant.quantization.quantize import quantize
-from dreamquant.quantization.student import check_layers
+from dreamquant.quantization.student import Student, check_layers
 from dreamquant.recipe import Recipe, load_recipe, resolve
 from dreamquant.reconstruction import reconstruct
 from dreamquant.storage import load_samples, save_samples
@@ -40,7 +40,10 @@ LARGEST_SHARE = 0.5  # of the float file's size that an output may take; checked
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a run: the file, what is known of it, the recipe as it was run, and seconds by stage."""
+    """What came of a run: the file, what is known of it, the recipe as it was run, and seconds by stage.
+
+    `network` is the float network as it was loaded, `student` the quantized one that the file was written from.
+    """
 
     artifact: Artifact
     assessment: Assessment
@@ -49,9 +52,11 @@ class Result:
     seconds: dict[str, float]
     samples: Samples
     allocation: Allocation
+    network: Network
+    student: Student
 
     def summary(self) -> dict[str, Any]:
-        """Everything but the images, ready for JSON."""
+        """Everything but the images and the networks, ready for JSON."""
         return {
             "file": str(self.artifact.path),
             "bytes": self.artifact.size,
@@ -145,7 +150,7 @@ def run(
     clock.lap("export")
     assessment = assess(network, student, artifact, held_out)
     clock.lap("assessment")
-    result = Result(artifact, assessment, chosen, seed, clock.seconds, samples, allocation)
+    result = Result(artifact, assessment, chosen, seed, clock.seconds, samples, allocation, network, student)
     if run_dir is not None:
         atomic_write(Path(run_dir) / "result.json", json.dumps(result.summary(), indent=2).encode())
     return result

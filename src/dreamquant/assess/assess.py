@@ -10,6 +10,7 @@ import torch
 
 from dreamquant.assess.agreement import Agreement, LayerError, agreement, layer_errors
 from dreamquant.assess.latency import Latency, compare_latency
+from dreamquant.assess.trust import Trust
 from dreamquant.export.export import Artifact
 from dreamquant.export.onnx_emit import emit
 from dreamquant.network.graph import Network
@@ -23,7 +24,10 @@ LAYER_SAMPLES = 32
 
 @dataclass(frozen=True)
 class Assessment:
-    """`agreement` is between the float network and the exported file in ONNX Runtime, on held-out samples; sizes in bytes."""
+    """`agreement` is between the float network and the exported file in ONNX Runtime, on held-out samples; sizes in bytes.
+
+    `trust` is None where the network gives no scores of classes, or nobody asked.
+    """
 
     agreement: Agreement
     layers: list[LayerError]
@@ -31,6 +35,7 @@ class Assessment:
     float_size: int
     size: int
     latency: Latency
+    trust: Trust | None = None
 
 
 def assess(network: Network, student: Student, artifact: Artifact, held_out: Samples) -> Assessment:
