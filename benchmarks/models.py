@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,19 +18,25 @@ from dreamquant.samples import Samples
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CIFAR = ("cifar10/cifar10_test.npz", "label"), ("cifar10/cifar10_train20k.npz", "label")
 NIPS = ("imagenet/nips2017", "label"), ("imagenet/val10x50", "label")
+DIGITS = Path(__file__).parent.parent / "examples" / "digits"
 VAL = ("imagenet/val10x50", "label10"), ("imagenet/nips2017", "label")
 
 
 @dataclass(frozen=True)
 class Model:
-    """A file of the data folder, and the images (file, column of the labels) that test it and that stand for its real data."""
+    """A file, and the images (file, column of the labels) that test it and that stand for its real data, in the data folder.
+
+    The digits network lies in the project and needs no data folder; it stores its own normalisation, and has no images but those
+    that test it.
+    """
 
     file: str
     test: tuple[str, str]
-    real: tuple[str, str]
+    real: tuple[str, str] | None
 
 
 MODELS = {
+    "digits": Model(str(DIGITS / "digits.pt2"), (str(DIGITS / "digits_test.npz"), "label"), None),
     "resnet20": Model("cifar10/resnet20.pt2", *CIFAR),
     "resnet20_bnfolded": Model("cifar10/resnet20_bnfolded.onnx", *CIFAR),
     "resnet56": Model("cifar10/resnet56.pt2", *CIFAR),
@@ -43,8 +50,13 @@ MODELS = {
 
 @cache
 def network(data: Path, name: str) -> Network:
-    """A network, with the normalisation that all of the folder's classifiers have."""
-    return dreamquant.load(data / MODELS[name].file, mean=MEAN, std=STD)
+    """A network, with the normalisation that all of the data folder's classifiers have."""
+    return dreamquant.load(data / MODELS[name].file, **normalisation(name))
+
+
+def normalisation(name: str) -> dict[str, Any]:
+    """What has to be said of a file's pixels."""
+    return {} if name == "digits" else {"mean": MEAN, "std": STD}
 
 
 @cache
@@ -55,7 +67,10 @@ def test_images(data: Path, name: str) -> LabelledImages:
 
 @cache
 def _photographs(data: Path, name: str) -> torch.Tensor:
-    real = _labelled(data, *MODELS[name].real).spread(1000)
+    where = MODELS[name].real
+    if where is None:
+        raise SystemExit(f"there are no real images for {name}")
+    real = _labelled(data, *where).spread(1000)
     batches = real.batches(100, input_shape=network(data, name).input_shape, mean=MEAN, std=STD)
     return torch.from_numpy(np.concatenate([images for images, _ in batches]))
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 import dreamquant
-from benchmarks.models import MEAN, MODELS, STD, network, real_samples, test_images
+from benchmarks.models import MODELS, network, normalisation, real_samples, test_images
 from benchmarks.suites import SUITES, Case, RecipeCase
 from dreamquant.allocation import allocate
 from dreamquant.assess.assess import float_file
@@ -149,8 +149,7 @@ def measure_recipe(data: Path, case: RecipeCase, seed: int) -> dict[str, Any]:
             bits=case.bits,
             plan=case.plan,
             budget=case.budget,
-            mean=MEAN,
-            std=STD,
+            **normalisation(case.model),
             seed=seed,
         )
         wall, processor = time.perf_counter() - wall, time.process_time() - processor
@@ -175,7 +174,7 @@ def measure_file(data: Path, name: str, artifact: Artifact, calibrated_by: str) 
     began = time.perf_counter()
     runner = onnx_runner(artifact.path, threads=1)
     load_seconds = time.perf_counter() - began
-    found = evaluate(runner, test_images(data, name), input_shape=model.input_shape, mean=MEAN, std=STD, batch=50)
+    found = evaluate(runner, test_images(data, name), input_shape=model.input_shape, mean=model.mean, std=model.std, batch=50)
     with tempfile.TemporaryDirectory() as folder:
         reference = float_file(model, Path(folder))
         latency = compare_latency(reference, artifact.path, input_shape=model.input_shape)
@@ -215,7 +214,9 @@ def float_top1(data: Path, name: str) -> float:
     model = network(data, name)
     with tempfile.TemporaryDirectory() as folder:
         runner = onnx_runner(float_file(model, Path(folder)), threads=1)
-        return evaluate(runner, test_images(data, name), input_shape=model.input_shape, mean=MEAN, std=STD, batch=50).top1
+        return evaluate(
+            runner, test_images(data, name), input_shape=model.input_shape, mean=model.mean, std=model.std, batch=50
+        ).top1
 
 
 @cache

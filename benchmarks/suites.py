@@ -163,7 +163,16 @@ def auto() -> Iterable[RecipeCase]:
     """The default recipe on every network."""
     for bits in ("W8A8", "W4A4"):
         for model in MODELS:
-            yield RecipeCase(model, "auto", bits)
+            if model != "digits":
+                yield RecipeCase(model, "auto", bits)
+
+
+def trust() -> Iterable[Case]:
+    """Good and bad quantizations of every network, to hold the estimate of lost accuracy against."""
+    for model in ("digits", "resnet20", "resnet56", "mobilenetv1", "squeezenet", "mobilenetv2"):
+        for images in ("fractal", "noise"):
+            for bits in ("W8A8", "W6A6", "W5A5", "W4A8", "W4A4"):
+                yield Case(model, f"nearest on {images}", bits, images)
 
 
 SUITES: dict[str, Callable[[], Iterable[Case | RecipeCase]]] = {
@@ -174,4 +183,5 @@ SUITES: dict[str, Callable[[], Iterable[Case | RecipeCase]]] = {
     "larger": larger,
     "training": training,
     "auto": auto,
+    "trust": trust,
 }
