@@ -76,6 +76,7 @@ SUITES: dict[str, tuple[str, str, dict[str, Dream]]] = {
             "lrq, 300 steps": Dream("lrq", {"steps": 300, **CIFAR_CLASSES}),
             "zeroq, standard": Dream("zeroq", budget="standard"),
             "dsg, standard": Dream("dsg", budget="standard"),
+            "dsg, standard, 40 images": Dream("dsg", count=40, budget="standard"),
             "dsg, standard, neither": Dream("dsg", {"slack": False, "enhance": False}, budget="standard"),
             "dsg, standard, slack only": Dream("dsg", {"enhance": False}, budget="standard"),
             "dsg, standard, enhancement only": Dream("dsg", {"slack": False}, budget="standard"),

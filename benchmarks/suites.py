@@ -175,6 +175,15 @@ def trust() -> Iterable[Case]:
                 yield Case(model, f"nearest on {images}", bits, images)
 
 
+def folded() -> Iterable[Case]:
+    """Networks without BatchNorm on images that ask no network, with min-max ranges and with what better ranges give back."""
+    ranges = {"activation_ranges": "percentile", "bias_correction": "samples"}
+    for model in ("mobilenetv1_bnfolded", "resnet20_bnfolded", "squeezenet", "mobilenetv2_bnfolded"):
+        for label, changes in (("min-max", {}), ("percentile, biases corrected", ranges)):
+            for bits in ("W8A8", "W6A6"):
+                yield Case(model, f"fractal, {label}", bits, "fractal", plan="zeroq", changes=changes)
+
+
 SUITES: dict[str, Callable[[], Iterable[Case | RecipeCase]]] = {
     "dfq": dfq,
     "granularity": granularity,
@@ -184,4 +193,5 @@ SUITES: dict[str, Callable[[], Iterable[Case | RecipeCase]]] = {
     "training": training,
     "auto": auto,
     "trust": trust,
+    "folded": folded,
 }
