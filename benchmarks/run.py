@@ -184,7 +184,7 @@ def measure_file(data: Path, name: str, artifact: Artifact, calibrated_by: str) 
         "top1": found.top1,
         "float_top1": float_top1(data, name),
         "test_images": found.images,
-        "probes": [asdict(answer) for answer in answers if answer is not None],
+        "probes": [asdict(answer) for answer in answers],
         "agreement_of_file": artifact.verification.top1_agreement,
         "mean_difference_of_file": artifact.verification.mean_difference,
         "bytes": artifact.size,

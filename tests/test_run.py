@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx
 import pytest
+import torch
 
 from dreamquant.errors import DreamQuantError, OptionError, OutputError, VerificationError
 from dreamquant.network.graph import Network
@@ -49,9 +50,16 @@ def test_the_flow(folded: Path, tmp_path: Path) -> None:
         "reconstruction",
         "training",
         "export",
+        "probe_synthesis",
         "assessment",
     }
-    assert {stage for stage, *_ in told} == {"dreaming calibration images", "dreaming held-out images"}
+    asked = {"calibration", "held-out", "procedural", "dreamt"}
+    assert {stage for stage, *_ in told} == {f"dreaming {what} images" for what in asked}
+    assert {file.stem for file in (tmp_path / "run").glob("*.safetensors")} == asked
+    trust = result.assessment.trust
+    assert trust is not None
+    assert [probe.method for probe in trust.probes] == ["fractal", "anchored"]
+    assert 0 <= trust.low <= trust.drop <= trust.high <= 100
     summary = json.loads((tmp_path / "run" / "result.json").read_text())
     assert summary == json.loads(json.dumps(result.summary()))
     assert summary["recipe"]["quantization"]["bits"] == "W8A8"
@@ -86,9 +94,9 @@ def test_a_run_goes_on_from_its_samples(folded: Path, tmp_path: Path, monkeypatc
     quick(folded, other, run_dir=folder)
     assert calls == [1]  # the broken one is made anew, the other is kept
     quick(folded, other, run_dir=folder, seed=5)
-    assert calls == [1, 5, 6]  # and another seed's are not taken for this one's
+    assert calls == [1, 5, 6, 7, 7]  # and another seed's are not taken for this one's
     quick(folded, other, run_dir=folder, bits="W6A8", seed=5)
-    assert calls == [1, 5, 6]  # bits do not change the images
+    assert calls == [1, 5, 6, 7, 7]  # bits do not change the images
 
 
 def test_samples_of_another_network_are_not_taken(folded: Path, digits: Path, tmp_path: Path) -> None:
@@ -172,3 +180,11 @@ def test_a_run_folder_that_is_a_file_is_refused(folded: Path, tmp_path: Path) ->
 def test_formats_that_are_not_known(folded: Path, tmp_path: Path, name: str) -> None:
     with pytest.raises(OptionError, match=r"known: \.onnx"):
         quick(folded, tmp_path / name)
+
+
+def test_no_estimate_where_nobody_asks_or_there_are_no_classes(folded: Path, tmp_path: Path) -> None:
+    assert quick(folded, tmp_path / "a.onnx", estimate=False).assessment.trust is None
+    dense = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 2, 3)).eval()
+    found = quick(dense, tmp_path / "b.onnx", recipe="noise", input_shape=(3, 8, 8), mean=(0.5,) * 3, std=(0.2,) * 3)
+    assert found.assessment.trust is None
+    assert found.summary()["trust"] is None

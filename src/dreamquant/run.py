@@ -19,6 +19,8 @@ from torch import nn
 
 from dreamquant.allocation import Allocation, LayerDamage, allocate, sensitivities
 from dreamquant.assess.assess import Assessment, assess
+from dreamquant.assess.probes import scores_classes
+from dreamquant.assess.probes import stages as probe_stages
 from dreamquant.estimate import expected_seconds
 from dreamquant.export.export import Artifact, check_format, export
 from dreamquant.files import atomic_write, check_output, make_run_folder
@@ -65,6 +67,7 @@ class Result:
             "verification": asdict(self.artifact.verification),
             "agreement": asdict(self.assessment.agreement),
             "latency": asdict(self.assessment.latency),
+            "trust": None if self.assessment.trust is None else asdict(self.assessment.trust),
             "layers": [asdict(layer) for layer in self.assessment.layers],
             "float_layers": self.assessment.float_layers,
             "allocation": {"layers": self.allocation.layers, **self.allocation.totals},
@@ -89,14 +92,15 @@ def run(
     std: tuple[float, ...] | None = None,
     seed: int = 0,
     run_dir: str | os.PathLike[str] | None = None,
+    estimate: bool = True,
     progress: Progress | None = None,
     announce: Callable[[str], None] | None = None,
 ) -> Result:
     """Quantize `model` without data into the file `output`, prove the file, and say how far to trust it.
 
     `settings` are `stage.option=value`. With `run_dir`, samples and reconstructed units are kept there and a run with the same
-    recipe and seed goes on from them. `announce` hears, before the work begins, what will be done, why, and how long it may take.
-    Raises a `DreamQuantError` for whatever cannot be done; `output` is then as it was.
+    recipe and seed goes on from them. With `estimate`, the loss of accuracy is told from the answers on more images. `announce`
+    hears, before the work begins, what will be done, why, and how long it may take. Raises a `DreamQuantError` for whatever cannot be done; `output` is then as it was.
     """
     path = Path(output)
     _check_output(model, path)
@@ -108,9 +112,11 @@ def run(
     if announce is not None:
         announce(_intention(network, chosen))
     clock = _Clock()
-    samples = _dream(network, chosen, chosen.synthesis.count, seed, run_dir, progress, "calibration")
+    dreamer = _Dreamer(network, run_dir, progress)
+    stage = chosen.synthesis
+    samples = dreamer("calibration", stage.method, stage.count, seed, stage.options)
     clock.lap("synthesis")
-    held_out = _dream(network, chosen, chosen.synthesis.held_out, seed + 1, run_dir, progress, "held-out")
+    held_out = dreamer("held-out", stage.method, stage.held_out, seed + 1, stage.options)
     clock.lap("held_out_synthesis")
     allocation = allocate(
         network,
@@ -148,7 +154,11 @@ def run(
     clock.lap("training")
     artifact = export(student, path, samples, metadata=_metadata(chosen, seed))
     clock.lap("export")
-    assessment = assess(network, student, artifact, held_out)
+    asked = probe_stages(stage.method) if estimate and scores_classes(network) else {}
+    probes = [dreamer(what, method, count, seed + 2, options) for what, (method, count, options) in asked.items()]
+    clock.lap("probe_synthesis")
+    learned = chosen.training is not None or chosen.reconstruction.method != "nearest"
+    assessment = assess(network, student, artifact, held_out, probes, learned=learned)
     clock.lap("assessment")
     result = Result(artifact, assessment, chosen, seed, clock.seconds, samples, allocation, network, student)
     if run_dir is not None:
@@ -161,7 +171,8 @@ def ranked(
 ) -> list[LayerDamage]:
     """Layers by the damage that each alone does to the network's answers, worst first, on images dreamt by the recipe."""
     chosen = resolve(recipe, has_batchnorm=bool(batch_norms(network)))
-    samples = _dream(network, chosen, chosen.synthesis.count, seed, None, progress, "calibration")
+    stage = chosen.synthesis
+    samples = _Dreamer(network, None, progress)("calibration", stage.method, stage.count, seed, stage.options)
     callback = None if progress is None else lambda done, steps: progress("weighing layers", done, steps, 0.0)
     return sorted(sensitivities(network, samples, plan, str(bits), callback), key=lambda layer: -layer.both)
 
@@ -199,35 +210,33 @@ def _check_output(model: str | os.PathLike[str] | nn.Module, output: Path) -> No
     check_output(output, inputs=[source] if source is not None and exists else [], need_bytes=int(size * LARGEST_SHARE))
 
 
-def _dream(
-    network: Network,
-    recipe: Recipe,
-    count: int,
-    seed: int,
-    run_dir: str | os.PathLike[str] | None,
-    progress: Progress | None,
-    what: str,
-) -> Samples:
-    """Samples by the recipe: those of an earlier run with the same settings, if it left any, else new ones."""
-    stage = recipe.synthesis
-    made_by = {
-        "method": stage.method,
-        "count": count,
-        "seed": seed,
-        "options": stage.options,
-        "network": fingerprint(network),
-    }
-    place = None if run_dir is None else Path(run_dir) / f"{what}.safetensors"
-    if place is not None:
-        make_run_folder(place.parent)
-        kept = load_samples(place, made_by) if place.exists() else None
-        if kept is not None:
-            return kept
-    callback = None if progress is None else lambda done, steps, loss: progress(f"dreaming {what} images", done, steps, loss)
-    samples = synthesize(network, count, method=stage.method, seed=seed, callback=callback, **stage.options)
-    if place is not None:
-        save_samples(samples, place, made_by)
-    return samples
+class _Dreamer:
+    """Makes images, or finds those that an earlier run in the same folder made with the same settings."""
+
+    def __init__(self, network: Network, run_dir: str | os.PathLike[str] | None, progress: Progress | None) -> None:
+        self._network, self._progress = network, progress
+        self._folder = None if run_dir is None else Path(run_dir)
+
+    def __call__(self, what: str, method: str, count: int, seed: int, options: dict[str, Any]) -> Samples:
+        made_by = {
+            "method": method,
+            "count": count,
+            "seed": seed,
+            "options": options,
+            "network": fingerprint(self._network),
+        }
+        place = None if self._folder is None else self._folder / f"{what}.safetensors"
+        if place is not None:
+            make_run_folder(place.parent)
+            kept = load_samples(place, made_by) if place.exists() else None
+            if kept is not None:
+                return kept
+        progress = self._progress
+        callback = None if progress is None else lambda done, steps, loss: progress(f"dreaming {what} images", done, steps, loss)
+        samples = synthesize(self._network, count, method=method, seed=seed, callback=callback, **options)
+        if place is not None:
+            save_samples(samples, place, made_by)
+        return samples
 
 
 def fingerprint(network: Network) -> str:

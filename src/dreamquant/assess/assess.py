@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import torch
 
 from dreamquant.assess.agreement import Agreement, LayerError, agreement, layer_errors
 from dreamquant.assess.latency import Latency, compare_latency
-from dreamquant.assess.trust import Trust
+from dreamquant.assess.probes import probe
+from dreamquant.assess.trust import Trust, trust
 from dreamquant.export.export import Artifact
 from dreamquant.export.onnx_emit import emit
+from dreamquant.network.attention import attentions
 from dreamquant.network.graph import Network
 from dreamquant.network.scores import float_scores
 from dreamquant.quantization.student import Student
@@ -38,11 +41,25 @@ class Assessment:
     trust: Trust | None = None
 
 
-def assess(network: Network, student: Student, artifact: Artifact, held_out: Samples) -> Assessment:
+def assess(
+    network: Network,
+    student: Student,
+    artifact: Artifact,
+    held_out: Samples,
+    probes: Sequence[Samples] = (),
+    *,
+    learned: bool = False,
+) -> Assessment:
     """Agreement and divergence on samples that set no range, SQNR of each layer, and size and latency of the file against the
-    float network's own ONNX file, both run alternately in ONNX Runtime on one thread."""
+    float network's own ONNX file, both run alternately in ONNX Runtime on one thread.
+
+    With the `probes` of `assess.probes` there is an estimate of the accuracy that is lost; `learned` says that rounding or
+    weights were learnt on images.
+    """
     expected = float_scores(network, held_out.images)
-    actual = torch.from_numpy(onnx_runner(artifact.path)(held_out.images.contiguous().numpy()))
+    runner = onnx_runner(artifact.path)
+    actual = torch.from_numpy(runner(held_out.images.contiguous().numpy()))
+    answers = [probe(network, runner, samples) for samples in probes]
     with tempfile.TemporaryDirectory() as folder:
         reference = float_file(network, Path(folder))
         latency = compare_latency(reference, artifact.path, input_shape=network.input_shape, batch=network.batch or 1)
@@ -54,6 +71,7 @@ def assess(network: Network, student: Student, artifact: Artifact, held_out: Sam
         float_size=size,
         size=artifact.size,
         latency=latency,
+        trust=trust(answers, learned=learned, attention=bool(attentions(network))) if answers else None,
     )
 
 

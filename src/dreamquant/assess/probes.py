@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dreamquant.errors import DataError
+from dreamquant.methods import find_method
 from dreamquant.network.graph import Network
 from dreamquant.network.scores import class_probabilities, divergence, float_scores, top1_agreement
 from dreamquant.samples import Samples
@@ -17,7 +20,6 @@ from dreamquant.synthesis import synthesize
 
 PROCEDURAL, DREAMT = 256, 32  # images of each probe
 CHUNK = 32
-Callback = Callable[[int, int, float], None]
 
 
 @dataclass(frozen=True)
@@ -38,21 +40,35 @@ class Probe:
     confidence: float
 
 
-def probe_images(network: Network, *, calibrated_by: str, seed: int, callback: Callback | None = None) -> list[Samples]:
-    """Procedural images, and images by a dreamer other than the one whose images the network was calibrated on."""
+def stages(calibrated_by: str) -> dict[str, tuple[str, int, dict[str, Any]]]:
+    """What the probes are made by: method, number of images and options; the dreamer is another than that of the calibration."""
     dreamer = "rsd" if calibrated_by == "anchored" else "anchored"
+    return {
+        "procedural": ("fractal", PROCEDURAL, {}),
+        "dreamt": (dreamer, DREAMT, find_method("synthesis", dreamer).budget("quick")),
+    }
+
+
+def probe_images(network: Network, *, calibrated_by: str, seed: int) -> list[Samples]:
+    """The images of the probes: procedural ones, and dreams by a method other than `calibrated_by`."""
     return [
-        synthesize(network, PROCEDURAL, method="fractal", seed=seed + 2),
-        synthesize(network, DREAMT, method=dreamer, seed=seed + 2, budget="quick", callback=callback),
+        synthesize(network, count, method=method, seed=seed, **options)
+        for method, count, options in stages(calibrated_by).values()
     ]
 
 
-def probe(network: Network, run: Callable[[NDArray[np.float32]], NDArray[np.float32]], samples: Samples) -> Probe | None:
-    """Compare what `run`, the quantized network, answers on samples; None where the first output is no scores of classes."""
+def scores_classes(network: Network) -> bool:
+    """Whether the network's first output is scores of classes, so that answers can be right or wrong."""
+    image = torch.zeros((network.batch or 1, *network.input_shape))
+    return class_probabilities(network, float_scores(network, image)) is not None
+
+
+def probe(network: Network, run: Callable[[NDArray[np.float32]], NDArray[Any]], samples: Samples) -> Probe:
+    """Compare what `run`, the quantized network, answers on samples; the network must score classes."""
     expected = float_scores(network, samples.images)
     probabilities = class_probabilities(network, expected)
     if probabilities is None:
-        return None
+        raise DataError(f"the network's output of shape {tuple(expected.shape[1:])} an image is no scores of classes")
     pieces = torch.split(samples.images.contiguous(), CHUNK)
     actual = torch.from_numpy(np.concatenate([run(piece.numpy()) for piece in pieces]))
     best, second = expected.topk(2, dim=1).indices.unbind(1)
