@@ -2,6 +2,7 @@
 
     python -m benchmarks.run --suite dfq --data DATA [--only TEXT ...] [--seeds 0 1 2]
     python -m benchmarks.run --suite dfq --table
+    python -m benchmarks.run --suite digits --again --only auto W4A4
 
 A case that has its row in `benchmarks/results/SUITE.jsonl` is not run again. Top-1 is that of the exported file in ONNX Runtime.
 """
@@ -16,6 +17,7 @@ import tempfile
 import time
 from dataclasses import asdict
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,15 @@ import torch
 
 import dreamquant
 from benchmarks.models import MODELS, network, normalisation, real_samples, test_images
-from benchmarks.suites import SUITES, Case, RecipeCase
+from benchmarks.suites import SUITES, Case, RecipeCase, SpeedCase
+from benchmarks.tables import table
 from dreamquant.allocation import allocate
 from dreamquant.assess.assess import float_file
 from dreamquant.assess.evaluate import evaluate
 from dreamquant.assess.latency import compare_latency, processor_name
 from dreamquant.assess.probes import probe, probe_images
 from dreamquant.export.export import Artifact
+from dreamquant.methods import find_method
 from dreamquant.quantization.plan import load_plan
 from dreamquant.quantization.student import Student
 from dreamquant.reconstruction import reconstruct
@@ -41,69 +45,81 @@ from dreamquant.training import train
 
 RESULTS = Path(__file__).parent / "results"
 CACHE = Path("runs/samples")
+STEPS = 5
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="the data folder")
+    parser.add_argument("--data", type=Path, help="the data folder; the suite digits needs none")
     parser.add_argument("--suite", choices=SUITES, required=True)
-    parser.add_argument("--only", nargs="+", default=[], help="cases whose model, label or bits hold one of these texts")
+    parser.add_argument("--only", nargs="+", default=[], help="cases of which each of these texts is in the model, label or bits")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--table", action="store_true", help="print the rows that there are as Markdown, and measure nothing")
+    parser.add_argument("--again", action="store_true", help="measure cases that have a row once more, and print both")
     given = parser.parse_args()
     place = RESULTS / f"{given.suite}.jsonl"
+    rows = [json.loads(line) for line in place.read_text().splitlines()] if place.exists() else []
     if given.table:
-        print(table([json.loads(line) for line in place.read_text().splitlines()]))
+        print(table(rows))
         return
-    if given.data is None:
+    if given.data is None and given.suite != "digits":
         parser.error("--data is needed: the folder of models and images")
     torch.set_num_threads(1)
-    done = {key(row) for row in map(json.loads, place.read_text().splitlines())} if place.exists() else set()
+    done = {key(row): row for row in rows}
     for seed in given.seeds:
         for case in SUITES[given.suite]():
             names = {"model": case.model, "label": case.label, "bits": case.bits, "plan": case.plan, "seed": seed}
-            if key(names) in done or not all(any(text in str(name) for name in names.values()) for text in given.only):
+            chosen = all(any(text in str(name) for name in names.values()) for text in given.only)
+            if not chosen or (key(names) in done) != given.again:
                 continue
-            row = names | measure(given.data, case, seed)
-            print(*names.values(), f"{row['top1']:.2f}", f"{row['bytes'] / 1e3:.0f} kB", row["processor_seconds"], flush=True)
+            row = names | measure(given.data or Path(), case, seed)
+            print(*names.values(), said(row), flush=True)
+            if given.again:
+                print("    as recorded:", said(done[key(names)]))
+                continue
             with place.open("a") as file:
                 file.write(json.dumps(row) + "\n")
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """One line a case: means over seeds, half the distance between the extremes behind them."""
-    lines = [
-        "| network | | bits | top-1 | size | speed | per channel | mean bits | allocation s |",
-        "|---|---|---|---:|---:|---:|---:|---:|---:|",
-    ]
-    cases: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    for row in rows:
-        cases.setdefault((row["model"], row["label"], row["bits"]), []).append(row)
-    for (model, label, bits), mine in cases.items():
-        top1 = [row["top1"] for row in mine]
-        spread = f" ± {(max(top1) - min(top1)) / 2:.2f}" if len(top1) > 1 else ""
-        first = mine[0]
-        cells = [
-            f"{sum(top1) / len(top1):.2f}{spread}",
-            f"{first['bytes'] / first['float_bytes']:.3f}",
-            f"{first['speed']:.2f}",
-            f"{first['channel_layers']} of {first['layers']}",
-            f"{first['mean_bits']:.2f}",
-            f"{first['processor_seconds']['allocation']:.0f}",
-        ]
-        lines.append(f"| {model} | {label} | {bits} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+def said(row: dict[str, Any]) -> str:
+    """A row in one line."""
+    if "ms_per_image" in row:
+        return f"{row['ms_per_image']} ms"
+    spent = sum(row["processor_seconds"].values())
+    return f"top-1 {row['top1']:.2f}, {row['bytes'] / 1e3:.0f} kB, {spent:.0f} processor seconds, commit {row['commit']}"
 
 
 def key(row: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(row[name] for name in ("model", "label", "bits", "plan", "seed"))
 
 
-def measure(data: Path, case: Case | RecipeCase, seed: int) -> dict[str, Any]:
-    """One case, from the images to the file's accuracy."""
-    model = network(data, case.model)
+def measure(data: Path, case: Case | RecipeCase | SpeedCase, seed: int) -> dict[str, Any]:
+    """One case of any kind."""
     if isinstance(case, RecipeCase):
         return measure_recipe(data, case, seed)
+    return measure_step(data, case, seed) if isinstance(case, SpeedCase) else measure_case(data, case, seed)
+
+
+def measure_step(data: Path, case: SpeedCase, seed: int) -> dict[str, Any]:
+    """What a step costs, the fastest of a few after one to warm up."""
+    ended: list[float] = []
+    method = find_method("synthesis", case.label)
+    options = {"steps": STEPS + 1} | ({"batch": case.count} if "batch" in method.options else {})
+    dreamquant.synthesize(
+        network(data, case.model),
+        case.count,
+        method=case.label,
+        seed=seed,
+        callback=lambda *_: ended.append(time.process_time()),
+        **options,
+    )
+    fastest = min(after - before for before, after in pairwise(ended))
+    return {"images": case.count, "steps": STEPS, "ms_per_image": round(1000 * fastest / case.count, 3), **circumstances()}
+
+
+def measure_case(data: Path, case: Case, seed: int) -> dict[str, Any]:
+    """One way of quantizing, stage by stage, from the images to the file's accuracy."""
+    model = network(data, case.model)
     samples, dreaming = images_of(data, case, seed)
     clock = Clock()
     plan = load_plan(case.plan, **case.changes)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.models import MODELS
+from dreamquant.methods import find_method, method_names
+from dreamquant.recipe import load_recipe
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,17 @@ class RecipeCase:
     @property
     def label(self) -> str:
         return f"{self.recipe}, {self.budget}"
+
+
+@dataclass(frozen=True)
+class SpeedCase:
+    """What a step of a synthesis method costs for one image of a network; one thread."""
+
+    model: str
+    label: str  # the method
+    count: int
+    bits: str = "-"
+    plan: str = "-"
 
 
 TENSOR = {"weight_granularity": "tensor"}
@@ -160,11 +173,47 @@ HARD = {"lower": 0.05, "target": 0.95}
 
 
 def auto() -> Iterable[RecipeCase]:
-    """The default recipe on every network."""
+    """The default recipe on every network of the data folder."""
     for bits in ("W8A8", "W4A4"):
         for model in MODELS:
             if model != "digits":
                 yield RecipeCase(model, "auto", bits)
+
+
+RANGES = (("noise", "W8A8"), ("noise", "W4A4"), ("rsd", "W8A8"), ("dfq", "W8A8"), ("ocs", "W4A8"), ("rsd_hybrid", "W6A6"))
+MORE = (("rsd_nonuniform", "W4A8"), ("zeroq_mixed", "W4A8"), ("zeroq", "W4A4"), ("dsg", "W4A4"), ("aciq", "W4A4"))
+LEARNED = tuple((name, "W4A4") for name in ("adaround", "brecq", "qdrop", "genie", "gdfq", "dsg_qat", "lrq", "lrq_generator"))
+
+
+def every_recipe(models: Iterable[str], recipes: Iterable[tuple[str, str]], budget: str) -> Iterable[RecipeCase]:
+    """Recipes by their own plans; tables never mix these."""
+    for model in models:
+        for recipe, bits in recipes:
+            yield RecipeCase(model, recipe, bits, plan=load_recipe(recipe).quantization.plan, budget=budget)
+
+
+def cifar() -> Iterable[RecipeCase]:
+    """Every published system on ResNet-20 and ResNet-56; the default recipe has a suite of its own."""
+    yield from every_recipe(("resnet20", "resnet56"), RANGES + MORE + LEARNED, "quick")
+
+
+def imagenet() -> Iterable[RecipeCase]:
+    """The recipes that make sense at 224x224 on a processor."""
+    yield from every_recipe(("mobilenetv1", "squeezenet", "mobilenetv2"), (("noise", "W8A8"), ("rsd", "W8A8")), "quick")
+    yield from every_recipe(("mobilenetv1", "mobilenetv2"), (("dfq", "W8A8"), ("ocs", "W8A8")), "quick")
+
+
+def digits() -> Iterable[RecipeCase]:
+    """Every recipe on the network that ships with the project: needs no data folder, and minutes."""
+    yield from every_recipe(("digits",), (("auto", "W8A8"), ("auto", "W4A4"), *RANGES, *MORE, *LEARNED), "standard")
+
+
+def speed() -> Iterable[SpeedCase]:
+    """A step of every synthesis method, processor milliseconds for one image."""
+    for model, count in (("resnet20", 64), ("mobilenetv1", 16), ("mobilenetv2", 8)):
+        for name in method_names("synthesis"):
+            if "steps" in find_method("synthesis", name).options and name != "psaq":
+                yield SpeedCase(model, name, count)
 
 
 def trust() -> Iterable[Case]:
@@ -184,7 +233,7 @@ def folded() -> Iterable[Case]:
                 yield Case(model, f"fractal, {label}", bits, "fractal", plan="zeroq", changes=changes)
 
 
-SUITES: dict[str, Callable[[], Iterable[Case | RecipeCase]]] = {
+SUITES: dict[str, Callable[[], Iterable[Case | RecipeCase | SpeedCase]]] = {
     "dfq": dfq,
     "granularity": granularity,
     "reconstruction": reconstruction,
@@ -192,6 +241,10 @@ SUITES: dict[str, Callable[[], Iterable[Case | RecipeCase]]] = {
     "larger": larger,
     "training": training,
     "auto": auto,
+    "cifar": cifar,
+    "imagenet": imagenet,
+    "digits": digits,
+    "speed": speed,
     "trust": trust,
     "folded": folded,
 }

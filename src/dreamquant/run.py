@@ -100,7 +100,8 @@ def run(
 
     `settings` are `stage.option=value`. With `run_dir`, samples and reconstructed units are kept there and a run with the same
     recipe and seed goes on from them. With `estimate`, the loss of accuracy is told from the answers on more images. `announce`
-    hears, before the work begins, what will be done, why, and how long it may take. Raises a `DreamQuantError` for whatever cannot be done; `output` is then as it was.
+    hears, before the work begins, what will be done, why, and how long it may take.
+    Raises a `DreamQuantError` for whatever cannot be done; `output` is then as it was.
     """
     path = Path(output)
     _check_output(model, path)
