@@ -14,9 +14,12 @@ from dreamquant.errors import ModelError, VerificationError
 from dreamquant.export.qdq import to_onnx
 from dreamquant.export.verify import top1_agreement, verify
 from dreamquant.network.graph import Network
+from dreamquant.network.load import load
+from dreamquant.quantization.plan import load_plan
 from dreamquant.quantization.quantize import quantize
 from dreamquant.quantization.student import Student
 from dreamquant.samples import Samples
+from dreamquant.synthesis import synthesize
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +47,19 @@ def test_a_true_file_passes_and_says_how_near_it_is(student: Student, calibratio
     assert found.samples == len(calibration)
     assert found.top1_agreement == 100.0
     assert found.mean_difference <= found.largest_difference < 1e-5
+    assert found.precision == "single"
     assert found.rounding_difference is None
+
+
+def test_integer_sums_are_held_against_exact_ones(data_dir: Path, tmp_path: Path) -> None:
+    """A deep network of a thousand near classes: single precision rounds some values to the other side of a border."""
+    network = load(data_dir / "imagenet/mobilenetv1_025.pt2", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    samples = synthesize(network, 16, method="fractal", seed=0)
+    student = quantize(network, samples, bits="W8A8", plan=load_plan("deploy", weight_granularity="tensor"))
+    found = verify(student, written(student, tmp_path), samples.images)
+
+    assert found.top1_agreement == 100.0
+    assert found.precision == "single" or (found.rounding_difference or 0) > found.mean_difference
 
 
 @pytest.mark.parametrize("tampered", [0, 4, 8])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -25,16 +26,18 @@ TRIFLE = 0.25  # of the distance above: what a runtime's integer sums, rounded o
 class Verification:
     """How far an exported file and its student are apart on samples.
 
-    `top1_agreement` in percent; differences of the first output, absolute. `rounding_difference` is the mean difference that the
-    student shows between single and double precision: values that fall on the border between two levels are rounded either
-    way, and in a network of few bits one such step moves others. It is measured only where the agreement is below 99.9 % or the
-    mean difference above a tenth of the outputs' standard deviation.
+    `top1_agreement` in percent; differences of the first output, absolute. A value on the border between two levels is rounded
+    either way by an error of the last bit, and in a deep network one such step moves others: a runtime that sums integers and a
+    student that sums floats part there. So where the student in single precision has an agreement below 99.9 %, or a mean
+    difference above a tenth of the outputs' standard deviation, it is run in double precision too, whose sums are as exact as
+    those of integers. `precision` is the one that came nearer, `rounding_difference` the mean difference between the two.
     """
 
     samples: int
     top1_agreement: float
     largest_difference: float
     mean_difference: float
+    precision: Literal["single", "double"] = "single"
     rounding_difference: float | None = None
 
 
@@ -45,7 +48,11 @@ def verify(student: Student, file: Path, images: Tensor) -> Verification:
     found = _compare(expected, actual)
     if found.top1_agreement >= AGREEMENT and found.mean_difference <= _near(expected):
         return found
-    rounding = _compare(expected, _in_double_precision(student, images)).mean_difference
+    exact = _in_double_precision(student, images)
+    rounding = _compare(expected, exact).mean_difference
+    nearer = replace(_compare(exact, actual), precision="double")
+    if nearer.mean_difference < found.mean_difference:
+        found = nearer
     found = replace(found, rounding_difference=rounding)
     if not found.mean_difference <= max(ROUNDING_FACTOR * rounding, TRIFLE * _near(expected)):  # NaN is no pass
         raise VerificationError(
