@@ -66,7 +66,7 @@ def main() -> None:
                         "speed_against_channel": round(float(ratio[1]), 4),
                         "quartiles": [round(float(ratio[0]), 4), round(float(ratio[2]), 4)],
                         "rounds": given.rounds,
-                        "processor": processor_name(),
+                        "processor": f"{processor_name()} {torch.backends.cpu.get_cpu_capability()}",
                         "commit": commit(),
                     }
                     print(json.dumps(row), flush=True)
