@@ -205,7 +205,8 @@ def imagenet() -> Iterable[RecipeCase]:
 
 def digits() -> Iterable[RecipeCase]:
     """Every recipe on the network that ships with the project: needs no data folder, and minutes."""
-    yield from every_recipe(("digits",), (("auto", "W8A8"), ("auto", "W4A4"), *RANGES, *MORE, *LEARNED), "standard")
+    yield from every_recipe(("digits",), (("auto", "W8A8"), ("auto", "W4A4"), *RANGES, *MORE), "standard")
+    yield from every_recipe(("digits",), LEARNED, "quick")
 
 
 def speed() -> Iterable[SpeedCase]:
