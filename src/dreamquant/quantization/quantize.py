@@ -15,6 +15,7 @@ from dreamquant.methods import find_method
 from dreamquant.network.edit import set_tensor
 from dreamquant.network.graph import Network, tensor_of
 from dreamquant.network.operators import CONVOLUTIONS, WEIGHTED, is_call, output_channel_axis
+from dreamquant.network.pairs import groups_of
 from dreamquant.quantization.batchnorm import correct_biases, grids_from_batchnorm
 from dreamquant.quantization.channel_bits import channel_bits, grid_of_channels
 from dreamquant.quantization.codebook import Codebook
@@ -144,9 +145,9 @@ def _largest_pair(rows: Tensor) -> Tensor:
 
 def is_depthwise(layer: fx.Node) -> bool:
     """Whether each output channel of a convolution reads one input channel; runtimes add those in 32 bits."""
-    groups, weight = layer.args[6] if len(layer.args) > 6 else 1, layer.args[1]
+    weight = layer.args[1]
     assert isinstance(weight, fx.Node)
-    return is_call(layer, CONVOLUTIONS) and bool(groups != 1) and int(weight.meta["shape"][1]) == 1
+    return is_call(layer, CONVOLUTIONS) and groups_of(layer) != 1 and int(weight.meta["shape"][1]) == 1
 
 
 def _activation_grids(

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from dreamquant.network.graph import aten, tensor_of
 from dreamquant.network.operators import WEIGHTED, data_inputs, is_call
 from dreamquant.network.segments import segments
+from dreamquant.quantization.quantize import is_depthwise
 from dreamquant.quantization.sites import ACTIVATION_FUNCTIONS
 from dreamquant.quantization.student import Student
 from dreamquant.quantization.walk import KEPT
@@ -98,7 +99,7 @@ def grouped(units: list[Unit]) -> list[Unit]:
     found: list[Unit] = []
     for unit in units:
         before = found[-1] if found else None
-        if before is not None and len(before.layers) == 1 and len(unit.layers) == 1 and _depthwise(before.layers[0]):
+        if before is not None and len(before.layers) == 1 and len(unit.layers) == 1 and is_depthwise(before.layers[0]):
             found[-1] = Unit(unit.graph, before.input, (*before.nodes, *unit.nodes))
         else:
             found.append(unit)
@@ -120,9 +121,3 @@ def layer_units(student: Student) -> list[Unit]:
             nodes.append(after)
         found.append(Unit(graph, data_inputs(layer)[0], tuple(nodes)))
     return found
-
-
-def _depthwise(layer: fx.Node) -> bool:
-    groups, weight = layer.args[6] if len(layer.args) > 6 else 1, layer.args[1]
-    assert isinstance(weight, fx.Node)
-    return bool(groups != 1 and groups == weight.meta["shape"][0])
