@@ -24,6 +24,7 @@ from dreamquant.errors import DreamQuantError
 OLD = b"what was here before"
 QUICK = ("--set", "synthesis.count=2", "--set", "synthesis.held_out=2", "--set", "synthesis.steps=1")
 FOLDED = "digits_bnfolded.onnx"
+ONCE = ("--rounds", "1")
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,8 @@ def bad(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
         "unknown": small(["n", 3, 8, 8], helper.make_node("Frobnicate", ["c"], ["y"], name="frob")),
         "foreign": small(["n", 3, 8, 8], helper.make_node("Thing", ["c"], ["y"], name="thing", domain="com.x")),
         "quantized": quantized(),
+        "plain": small(["n", 3, 8, 8]),
+        "pooled": small(["n", 3, 8, 8], helper.make_node("ReduceMax", ["c"], ["y"], axes=[2, 3], keepdims=0)),
     }.items():
         (folder / f"{name}.onnx").write_bytes(proto.SerializeToString())
     (folder / "nan.onnx").write_bytes(with_weight(digits / FOLDED, np.nan))
@@ -169,6 +172,7 @@ def bad(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     (folder / "binary.toml").write_bytes(bytes([0xFF, 0xFE, 0x80]))
     (folder / "labels.csv").write_text("file,class\na.png,1\n")
     np.savez(folder / "empty.npz", x=np.zeros((0, 16, 16), np.uint8), y=np.zeros(0, np.int64))
+    np.savez(folder / "samples.npz", images=np.zeros((2, 1, 2, 2), np.float32))
     np.savez(folder / "many.npz", x=np.zeros((2, 16, 16), np.uint8), y=np.array([3, 99]))
     return folder
 
@@ -356,6 +360,44 @@ INSPECT = {
     "impossible bits to inspect": Case(FOLDED, ("'W99A1'", "2 to 8"), ("--bits", "W99A1")),
 }
 
+OTHER = "{bad}/quantized.onnx"  # images (3, 8, 8)
+SAME = f"{{bad}}/{FOLDED}"
+
+COMPARE = {
+    "missing A": Case("nothing.onnx", ("there is no file", "nothing.onnx"), (SAME,)),
+    "missing B": Case(FOLDED, ("there is no file", "nothing.onnx"), ("{bad}/nothing.onnx",)),
+    "text to compare": Case(FOLDED, ("cannot load", "text.onnx"), ("{bad}/text.onnx",)),
+    "no ONNX to compare": Case(FOLDED, ("cannot load", "digits.pt2"), ("{bad}/digits.pt2",)),
+    "vectors to compare": Case(FOLDED, ("vectors.onnx takes x", "images (N, C, H, W)"), ("{bad}/vectors.onnx",)),
+    "images that do not fit": Case(
+        FOLDED, (f"{FOLDED} takes images (1, 16, 16)", "quantized.onnx (3, 8, 8)", "cannot be compared"), (OTHER,)
+    ),
+    "outputs that do not fit": Case("plain.onnx", ("gives y (n, 4, 8, 8)", "gives y (n, 4)"), ("{bad}/pooled.onnx",)),
+    "outputs of NaN": Case(FOLDED, ("values that", "nan.onnx gives as logits are NaN"), ("{bad}/nan.onnx", "-n", "2", *ONCE)),
+    "no size to compare": Case("dynamic.onnx", ("leave the size", "--input-shape C,H,W"), ("{bad}/dynamic.onnx",)),
+    "no samples": Case(FOLDED, ("there is no file none.npz",), (SAME, "--samples", "none.npz")),
+    "samples of another size": Case(
+        "quantized.onnx", ("the samples are (1, 2, 2)", "take images (3, 8, 8)"), (OTHER, "--samples", "{bad}/samples.npz")
+    ),
+    "no data to compare on": Case(FOLDED, ("none.npz", "does not exist"), (SAME, "--data", "none.npz")),
+    "a folder without images": Case(FOLDED, ("folder.onnx", "no sub-folders"), (SAME, "--data", "{bad}/folder.onnx")),
+    "labels of nothing": Case(FOLDED, ("labels.csv", "give --data"), (SAME, "--labels", "{bad}/labels.csv")),
+    "labels beyond what is compared": Case(FOLDED, ("99", "10 outputs"), (SAME, "--data", "{bad}/many.npz", *ONCE)),
+    "no normalisation to compare with": Case(
+        "quantized.onnx", ("quantized.onnx stores how pixels", "--mean and --std"), (OTHER, "--data", "{bad}/many.npz")
+    ),
+    "half a normalisation": Case(FOLDED, ("--mean and --std belong together",), (SAME, "--mean", "0.5")),
+    "normalisation of three channels": Case(
+        FOLDED, ("mean has 3 values", "1 channels"), (SAME, "--mean", "0,0,0", "--std", "1,1,1")
+    ),
+    "shape against the files": Case(FOLDED, ("(3, 8, 8)", "take images (1, 16, 16)"), (SAME, "--input-shape", "3,8,8")),
+    "nothing to compare on": Case(FOLDED, ("count is 0",), (SAME, "-n", "0")),
+    "batch of nothing": Case(FOLDED, ("batch is 0", "at least 1"), (SAME, "-n", "2", "--batch", "0")),
+    "no rounds": Case(FOLDED, ("rounds is 0", "at least 1"), (SAME, "-n", "2", "--rounds", "0")),
+    "no threads": Case(FOLDED, ("0 threads", "at least 1"), (SAME, "--threads", "0")),
+    "batch of others": Case("batches.onnx", ("batches of 4 only, not of 3",), ("{bad}/batches.onnx", "-n", "2", "--batch", "3")),
+}
+
 
 @pytest.fixture
 def place(tmp_path: Path, bad: Path) -> Path:
@@ -382,6 +424,7 @@ GROUPS = {
     "synthesize": SYNTHESIZE,
     "evaluate": EVALUATE,
     "inspect": INSPECT,
+    "compare": COMPARE,
 }
 OUTPUT_OF = {"quantize": "out.onnx", "synthesize": "out.npz"}
 CASES = [pytest.param(name, case, id=f"{name}: {what}") for name, cases in GROUPS.items() for what, case in cases.items()]

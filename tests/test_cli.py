@@ -300,6 +300,37 @@ def test_inspect_ranks_layers(command: Command, digits: Path) -> None:
     assert f"{found[0]['weights']:.2e}" in shown
 
 
+def test_compare(command: Command, digits: Path, tmp_path: Path) -> None:
+    model, output, dreams = digits / FOLDED, tmp_path / "out.onnx", tmp_path / "dreams.npz"
+    works(command, "quantize", model, "-o", output, *FEW, *PLAIN, "--bits", "W4A4")
+    command("synthesize", model, "-o", dreams, "--method", "fractal", "-n", "9", "--seed", "1")
+    found = json.loads(works(command, "compare", model, output, "--samples", dreams, "--rounds", "1", "--json"))
+    assert found["b"]["bytes"] == output.stat().st_size
+    assert found["size_ratio"] == output.stat().st_size / model.stat().st_size
+    assert (found["a"]["floats"], found["b"]["quantized"]) == ({"Conv": 9, "Gemm": 1}, {"Conv": 9, "Gemm": 1})
+    assert (found["count"], found["images"], found["matched"]) == (9, "9 samples", "name")
+    assert (found["latency"]["rounds"], found["latency"]["threads"], found["latency"]["batch"]) == (1, 1, 1)
+    assert (found["accuracy"], found["notes"]) == (None, [])
+    assert found["outputs"][0]["name"] == "logits"
+    data = digits / "digits_test.npz"
+    accuracy = json.loads(works(command, "compare", model, output, "--data", data, "--rounds", "1", "--json"))["accuracy"]
+    evaluated = json.loads(works(command, "evaluate", output, data, "--json"))
+    assert (accuracy["b_top1"], accuracy["b_top5"]) == (evaluated["top1"], evaluated["top5"])
+    assert (accuracy["a_top1"], accuracy["images"]) == (100, 597)
+    shown = works(command, "compare", model, output, "--data", data, "--rounds", "1")
+    assert f"{accuracy['difference']:+.2f} points" in " ".join(shown.split())
+    for word in ("9 Conv", "int4", "times as fast", "top-5", "right alone", "logits (N,", "relative L2", "KL", "SQNR"):
+        assert word in shown
+
+
+def test_compare_says_what_the_images_are(command: Command, digits: Path) -> None:
+    shown = works(command, "compare", digits / FOLDED, digits / FOLDED, "-n", "3", "--rounds", "1", "--quiet")
+    assert "B against A on 3 procedural images (dead leaves under 1/f texture, seed 0)" in shown
+    assert "note: neither samples nor data were given" in shown
+    assert "100.00 %" in shown
+    assert "top-5" not in shown
+
+
 def test_recipes_and_methods(command: Command) -> None:
     found = json.loads(works(command, "recipes", "--json"))
     assert [recipe["name"] for recipe in found] == recipe_names()
@@ -310,7 +341,7 @@ def test_recipes_and_methods(command: Command) -> None:
     assert all(name in shown for family in ("synthesis", "ranges") for name in method_names(family))
 
 
-@pytest.mark.parametrize("name", ["quantize", "synthesize", "dreams", "evaluate", "inspect", "recipes", "methods"])
+@pytest.mark.parametrize("name", ["quantize", "synthesize", "dreams", "evaluate", "inspect", "compare", "recipes", "methods"])
 def test_help(name: str, command: Command) -> None:
     assert f"dreamquant {name}" in works(command, name, "--help")
 

@@ -13,6 +13,8 @@ import typer
 from rich.table import Table
 
 import dreamquant
+from dreamquant.assess.compare import COUNT
+from dreamquant.assess.compare import compare as compare_files
 from dreamquant.assess.dreams import measure
 from dreamquant.assess.evaluate import evaluate as evaluate_run
 from dreamquant.assess.evaluate import torch_runner
@@ -30,11 +32,12 @@ from dreamquant.quantization.plan import load_plan, parse_bits
 from dreamquant.quantization.sites import activation_sites
 from dreamquant.quantization.student import transformed
 from dreamquant.recipe import load_recipe, recipe_names
+from dreamquant.report import check_report, write_report
 from dreamquant.run import ranked, run
 from dreamquant.runtime import onnx_runner
 from dreamquant.storage import FORMATS, check_pixels, check_samples_path, read_samples, write_samples
 from dreamquant.synthesis import lacking
-from dreamquant.terminal import announce, console, print_dreams, print_inspection, print_result, progress_bars
+from dreamquant.terminal import announce, console, print_comparison, print_dreams, print_inspection, print_result, progress_bars
 
 FAILED, INTERRUPTED = 2, 130
 TOOLS = ("modelopt",)  # that want their calibration images written in a way of their own
@@ -94,11 +97,17 @@ def quantize(
     ] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="stage.option=value, e.g. synthesis.steps=200")] = None,
     seed: Seed = 0,
+    report: Annotated[Path | None, typer.Option(help="an .html file to write: what came of it, as one page to decide by")] = None,
     run_dir: Annotated[Path | None, typer.Option(help="keep samples and result there; a run that was stopped goes on")] = None,
+    estimate: Annotated[
+        bool, typer.Option("--estimate/--no-estimate", help="tell the loss of accuracy from the answers on more images")
+    ] = True,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Quantize MODEL without data and prove the file that is written."""
+    if report is not None:
+        check_report(report, model=model, output=output)
     chosen = [f"quantization.layers.{name}.keep_float=true" for name in keep_float or []]
     chosen += [setting for text in bits_for or [] for setting in _layer_settings(text)]
     if agreement is not None:
@@ -117,13 +126,16 @@ def quantize(
             std=_numbers(std),
             seed=seed,
             run_dir=run_dir,
+            estimate=estimate,
             progress=progress,
             announce=None if quiet or as_json else announce,
         )
+        if report is not None:
+            write_report(result, report, command=["dreamquant", *sys.argv[1:]], progress=progress)
     if as_json:
         print(json.dumps(result.summary(), indent=2))  # noqa: T201
     else:
-        print_result(result)
+        print_result(result, report)
 
 
 @app.command()
@@ -319,6 +331,57 @@ def inspect(
         print(json.dumps(found, indent=2))  # noqa: T201
     else:
         print_inspection(found, lacks)
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A.onnx", help="an ONNX file of any tool, the one that B is measured against")],
+    b: Annotated[Path, typer.Argument(metavar="B.onnx", help="another, for the same images")],
+    samples: Annotated[
+        Path | None, typer.Option(help="compare outputs on these: a .safetensors or .npz file that `synthesize` wrote")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="or on real images, as `evaluate` takes them; labels, where there are any, give accuracy")
+    ] = None,
+    labels: Labels = None,
+    label_column: LabelColumn = "label",
+    input_shape: Shape = None,
+    mean: Mean = None,
+    std: Std = None,
+    count: Annotated[int, typer.Option("--count", "-n", help="procedural images, where neither is given")] = COUNT,
+    batch: Annotated[int | None, typer.Option(help="images at once when timed; without it 1, or what the files take")] = None,
+    threads: Annotated[int, typer.Option(help="threads inside one operator")] = 1,
+    rounds: Annotated[int, typer.Option(help="how often each file is timed, in turns")] = 20,
+    seed: Annotated[int, typer.Option(help="of procedural images")] = 0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare two ONNX files in ONNX Runtime: size, layers, latency, every output and, where there are labels, accuracy."""
+    if labels is not None and data is None:
+        raise OptionError(f"{labels} are labels of images, and there are none: give --data")
+    given_mean, given_std = _numbers(mean), _numbers(std)
+    if bool(given_mean) != bool(given_std):
+        raise OptionError("--mean and --std belong together: give both or none")
+    with progress_bars(quiet or as_json) as progress:
+        found = compare_files(
+            a,
+            b,
+            samples=None if samples is None else read_samples(samples),
+            data=None if data is None else load_labelled(data, labels=labels, label_column=label_column, required=False),
+            input_shape=_shape(input_shape),
+            mean=given_mean,
+            std=given_std,
+            count=count,
+            batch=batch,
+            threads=threads,
+            rounds=rounds,
+            seed=seed,
+            callback=lambda done, total: progress("comparing", done, total, 0.0),
+        )
+    if as_json:
+        print(json.dumps(asdict(found), indent=2))  # noqa: T201
+    else:
+        print_comparison(found)
 
 
 @app.command()

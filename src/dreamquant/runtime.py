@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -21,11 +21,19 @@ _RUNTIME_ERRORS: tuple[type[Exception], ...] = (
 )
 
 
+class Output(NamedTuple):
+    """What a file says of one of its outputs: the runtime's name of its type, and its sizes, names where they are open."""
+
+    kind: str
+    sizes: tuple[int | str | None, ...]
+
+
 class OnnxRunner:
-    """An ONNX file in ONNX Runtime on the processor: float32 (n, C, H, W) -> its first output.
+    """An ONNX file in ONNX Runtime on the processor: float32 (n, C, H, W) -> its first output, or any others.
 
     `input_shape` is (C, H, W) with None where the file leaves it open, `batch` the only batch size it takes or None for
-    any, `metadata` its custom properties. A file of one batch size is fed in pieces, the last one filled up.
+    any, `outputs` all outputs by name in the file's order, `metadata` its custom properties. A file of one batch size is fed
+    in pieces, the last one filled up.
     """
 
     def __init__(self, source: Path | bytes, *, threads: int | None, optimize: bool) -> None:
@@ -37,6 +45,7 @@ class OnnxRunner:
             raise ModelError(f"{self.name} takes {given or 'no input'}, not one float32 batch of images (N, C, H, W)")
         self.input_name: str = inputs[0].name
         self.output_name: str = self.session.get_outputs()[0].name
+        self.outputs: dict[str, Output] = {o.name: Output(o.type, tuple(o.shape)) for o in self.session.get_outputs()}
         batch, channels, height, width = (size if isinstance(size, int) and size > 0 else None for size in inputs[0].shape)
         self.batch: int | None = batch
         self.input_shape: tuple[int | None, int | None, int | None] = (channels, height, width)
@@ -44,16 +53,24 @@ class OnnxRunner:
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[Any]:
         """The first output on images (n, C, H, W), n at least 1; ModelError where the runtime refuses them."""
-        step = self.batch or len(images)
-        return np.concatenate([self._piece(images[i : i + step], step) for i in range(0, len(images), step)])
+        return self.run(images, [self.output_name])[0]
 
-    def _piece(self, images: NDArray[np.float32], size: int) -> NDArray[Any]:
+    def run(self, images: NDArray[np.float32], names: Sequence[str]) -> list[NDArray[Any]]:
+        """The outputs of these names on images (n, C, H, W), n at least 1; ModelError where the runtime refuses them.
+
+        What a file of one batch size gives for each piece is put together along the first axis.
+        """
+        step = self.batch or len(images)
+        pieces = [self._piece(images[i : i + step], step, names) for i in range(0, len(images), step)]
+        return [np.concatenate(values) for values in zip(*pieces, strict=True)]
+
+    def _piece(self, images: NDArray[np.float32], size: int, names: Sequence[str]) -> list[NDArray[Any]]:
         count = len(images)
         if count < size:
             images = np.concatenate([images, np.repeat(images[:1], size - count, axis=0)])
         with refusals(f"{self.name} does not run"):
-            output: NDArray[Any] = self.session.run([self.output_name], {self.input_name: images})[0]
-        return output[:count]
+            outputs = [np.atleast_1d(output) for output in self.session.run(list(names), {self.input_name: images})]
+        return [output[:count] if len(output) == size else output for output in outputs]
 
 
 def onnx_runner(source: Path | bytes, *, threads: int | None = None, optimize: bool = True) -> OnnxRunner:

@@ -243,8 +243,11 @@ def _image(pixels: NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
 
-def contact_sheet(samples: Samples, network: Network, *, columns: int = 8) -> Image.Image:
-    """All images side by side as pixels: with the network's normalisation undone, or scaled to their own range."""
+def visible_pixels(samples: Samples, network: Network) -> Tensor:
+    """All images as pixels, uint8 (N, 3, H, W): with the network's normalisation undone, or scaled to their own range.
+
+    Of images that have neither one channel nor three, the first channel is shown.
+    """
     images = samples.images
     if network.mean:
         images = _unit_range(images, network)
@@ -252,8 +255,12 @@ def contact_sheet(samples: Samples, network: Network, *, columns: int = 8) -> Im
         low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
         images = (images - low) / (high - low).clamp(min=1e-6)
     pixels = _pixels(images)
-    if pixels.shape[1] != 3:
-        pixels = pixels[:, :1].expand(-1, 3, -1, -1)
+    return pixels if pixels.shape[1] == 3 else pixels[:, :1].expand(-1, 3, -1, -1)
+
+
+def contact_sheet(samples: Samples, network: Network, *, columns: int = 8) -> Image.Image:
+    """All images side by side, as `visible_pixels` shows them."""
+    pixels = visible_pixels(samples, network)
     height, width = pixels.shape[2:]
     sheet = torch.full((-(-len(pixels) // columns) * (height + 2), columns * (width + 2), 3), 255, dtype=torch.uint8)
     for index, image in enumerate(pixels):

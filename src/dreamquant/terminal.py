@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
+from dreamquant.assess.compare import Comparison
+from dreamquant.assess.contents import Contents
 from dreamquant.assess.dreams import DreamMeasures
 from dreamquant.run import Result
 
@@ -51,7 +54,7 @@ def progress_bars(hidden: bool) -> Iterator[Any]:
         yield show
 
 
-def print_result(result: Result) -> None:
+def print_result(result: Result, report: Path | None = None) -> None:
     assessment, proof = result.assessment, result.artifact.verification
     chosen = result.recipe
     screen = console()
@@ -67,6 +70,15 @@ def print_result(result: Result) -> None:
         "agreement",
         f"{agreement.top1:.1f} % top-1 with the float network on {agreement.samples} held-out dreams, KL {agreement.kl:.4f}",
     )
+    if assessment.trust is not None:
+        told = assessment.trust
+        table.add_row(
+            "estimate",
+            f"about {told.drop:.1f} % of the float network's right answers lost, {told.low:.1f} to {told.high:.1f} in"
+            f" {told.level:.0f} % of the cases it rests on ({told.cases}, of {told.networks} networks)",
+        )
+        for warning in told.warnings:
+            table.add_row("", f"do not trust this estimate: {warning}")
     worst = sorted(assessment.layers, key=lambda layer: layer.sqnr)[:3]
     table.add_row("weakest layers", ", ".join(f"{layer.layer} {layer.sqnr:.1f} dB" for layer in worst))
     if result.allocation.layers:
@@ -88,6 +100,8 @@ def print_result(result: Result) -> None:
         table.add_row("chosen", chosen.because)
     stage = chosen.synthesis
     table.add_row("dreamt by", f"{stage.method}, {stage.count} images, {result.seconds['synthesis']:.1f} s, seed {result.seed}")
+    if report is not None:
+        table.add_row("report", str(report))
     screen.print(table)
 
 
@@ -159,3 +173,71 @@ def print_dreams(found: DreamMeasures) -> None:
         for norm in norms:
             table.add_row(norm.name, *(f"{value:.3f}" for value in norm.distances))
         screen.print(table)
+
+
+def print_comparison(found: Comparison) -> None:
+    screen = console()
+    table = Table("", Column("A", overflow="fold"), Column("B", overflow="fold"))
+    for name, one, other in [*_stored_rows(found), *_measured_rows(found)]:
+        table.add_row(name, one, other)
+    screen.print(table)
+    screen.print(f"B against A on {found.images}")
+    titles = ("relative L2", "SQNR", "largest", "cosine", "top-1", "KL")
+    table = Table(Column("output", overflow="fold"), *(Column(title, justify="right") for title in titles))
+    for output in found.outputs:
+        shape = ", ".join("N" if size is None else str(size) for size in output.shape)
+        table.add_row(
+            f"{output.name} ({shape})",
+            _number(output.relative_l2, ".4f"),
+            _number(output.sqnr, ".1f", " dB"),
+            _number(output.largest, ".3g"),
+            _number(output.cosine, ".5f"),
+            _number(output.top1, ".2f", " %"),
+            _number(output.kl, ".2e"),
+        )
+    screen.print(table)
+    for note in found.notes:
+        screen.print(f"note: {note}")
+
+
+def _number(value: float | None, form: str, unit: str = "") -> str:
+    return "-" if value is None else f"{value:{form}}{unit}"
+
+
+def _stored_rows(found: Comparison) -> list[tuple[str, str, str]]:
+    a, b = found.a, found.b
+    return [
+        ("file", a.path, b.path),
+        ("size", f"{a.bytes / 1e6:.2f} MB", f"{b.bytes / 1e6:.2f} MB, {found.size_ratio:.2f} of A"),
+        ("operators", str(a.operators), str(b.operators)),
+        ("layers", _layers(a), _layers(b)),
+        ("numbers", _numbers(a), _numbers(b)),
+    ]
+
+
+def _layers(file: Contents) -> str:
+    """How many of a file's layers are quantized, by operator."""
+    groups = {"quantized": file.quantized, "in the weights only": file.weights_only, "float": file.floats}
+    parts = [f"{how}: {', '.join(f'{count} {name}' for name, count in group.items())}" for how, group in groups.items() if group]
+    return "; ".join(parts) or "none"
+
+
+def _numbers(file: Contents) -> str:
+    return ", ".join(f"{count:,} {kind}" for kind, count in file.numbers.items()) or "none"
+
+
+def _measured_rows(found: Comparison) -> list[tuple[str, str, str]]:
+    rows = []
+    latency, accuracy = found.latency, found.accuracy
+    if latency is not None:
+        how = f"{latency.threads} thread{'s' if latency.threads > 1 else ''}, batch {latency.batch}, {latency.runtime}"
+        faster = f"{latency.ratio:.2f} times as fast (quartiles {latency.ratio_low:.2f} to {latency.ratio_high:.2f})"
+        rows.append(("latency", f"{latency.a_ms:.3f} ms ({how})", f"{latency.b_ms:.3f} ms, {faster}"))
+    if accuracy is not None:
+        change = f"{accuracy.difference:+.2f} points, 95 % from {accuracy.low:+.2f} to {accuracy.high:+.2f}"
+        rows += [
+            ("top-1", f"{accuracy.a_top1:.2f} % of {accuracy.images}", f"{accuracy.b_top1:.2f} % ({change})"),
+            ("top-5", f"{accuracy.a_top5:.2f} %", f"{accuracy.b_top5:.2f} %"),
+            ("right alone", f"{accuracy.only_a} images", f"{accuracy.only_b} images"),
+        ]
+    return rows

@@ -127,6 +127,8 @@ def test_options_that_cannot_be() -> None:
         evaluate(run, numbered([0]), batch=0, **GREY)
     with pytest.raises(DataError, match="no labelled images"):
         evaluate(run, numbered([]), **GREY)
+    with pytest.raises(DataError, match="classes of the images are not known"):
+        evaluate(run, numbered([-1, -1]), **GREY)
 
 
 # ---- the runtime
@@ -141,6 +143,20 @@ def test_a_file_of_any_batch_size_runs_any_number_of_images(batch: int | str, co
     assert runner.batch == (None if batch == "n" else batch)
     assert runner.input_shape == (2, 3, 4)
     np.testing.assert_allclose(runner(images), images.reshape(count, -1) @ weight, rtol=1e-4, atol=1e-5)
+
+
+def test_any_outputs_in_any_order() -> None:
+    model = onnx.load_model_from_string(weighted((2, 2, 3, 4)))
+    model.graph.node.append(helper.make_node("ReduceSum", ["y"], ["sum"], keepdims=0))
+    model.graph.output.append(helper.make_tensor_value_info("sum", TensorProto.FLOAT, []))
+    runner = onnx_runner(model.SerializeToString())
+    assert {name: (output.kind, output.sizes) for name, output in runner.outputs.items()} == {
+        "y": ("tensor(float)", (2, 5)),
+        "sum": ("tensor(float)", ()),
+    }
+    total, scores = runner.run(noise(4), ["sum", "y"])
+    assert np.array_equal(scores, runner(noise(4)))
+    np.testing.assert_allclose(total, scores.reshape(2, 10).sum(1), rtol=1e-4)
 
 
 def test_a_path_gives_the_same_as_its_bytes_and_as_the_graph_as_written(tmp_path: Path) -> None:

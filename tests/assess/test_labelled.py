@@ -133,6 +133,27 @@ def test_csv_chooses_images_order_and_column(tmp_path: Path) -> None:
     assert load_labelled(archive, labels=table, label_column="label10").labels.tolist() == [7, 0]
 
 
+def test_images_without_classes_where_these_are_not_needed(tmp_path: Path) -> None:
+    x = noise(3, 5, 6, 3)
+    files = {name: png(pixels) for name, pixels in zip(("b.png", "a.PNG", "c.png"), x, strict=True)}
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name, data in {**files, "notes.txt": b"none", "._a.png": b"none"}.items():
+        (folder / name).write_bytes(data)
+    archive = write_zip(tmp_path / "d.zip", {**files, "notes.txt": b"none", "deep/._a.png": b"none"})
+    for path in (folder, archive):
+        data = load_labelled(path, required=False)
+        assert data.labels.tolist() == [-1] * 3
+        np.testing.assert_allclose(everything(data, 2, (3, 5, 6)), x[[1, 0, 2]].transpose(0, 3, 1, 2) / 255, atol=1e-6)
+        with pytest.raises(DataError, match="classes|csv with labels"):
+            load_labelled(path)
+    (folder / "only").mkdir()
+    (folder / "only" / "d.png").write_bytes(files["b.png"])
+    assert load_labelled(folder, required=False).labels.tolist() == [0]  # sub-folders are classes, asked for or not
+    with pytest.raises(DataError, match="holds no images"):
+        load_labelled(write_zip(tmp_path / "none.zip", {"notes.txt": b"none"}), required=False)
+
+
 def test_grey_repeats_and_colour_turns_grey(tmp_path: Path) -> None:
     grey, colour = noise(3, 5, 4), noise(3, 5, 4, 3)
     y = np.zeros(3, np.int32)

@@ -52,6 +52,8 @@ def evaluate(
     """
     if len(data) == 0:
         raise DataError("there are no labelled images to evaluate on")
+    if data.labels.min() < 0:
+        raise DataError("the classes of the images are not known, and accuracy needs them")
     predictions: list[NDArray[np.int64]] = []
     ranks: list[NDArray[np.int64]] = []
     seconds, done = 0.0, 0
@@ -59,9 +61,9 @@ def evaluate(
         began = time.perf_counter()
         output = run(images)
         seconds += time.perf_counter() - began
-        scores = _scores(output, count=len(images), highest=int(data.labels.max()))
+        scores = class_scores(output, count=len(images), highest=int(data.labels.max()))
         predictions.append(scores.argmax(axis=1))
-        ranks.append(_ranks(scores, labels))
+        ranks.append(label_ranks(scores, labels))
         done += len(images)
         if callback is not None:
             callback(done, len(data))
@@ -70,8 +72,9 @@ def evaluate(
     return Evaluation(top1, top5, len(data), seconds, np.concatenate(predictions))
 
 
-def _scores(output: NDArray[Any], *, count: int, highest: int) -> NDArray[Any]:
-    """The output as (count, classes), if it is one score per class, a number each, and has a class `highest`."""
+def class_scores(output: NDArray[Any], *, count: int, highest: int) -> NDArray[Any]:
+    """The output as (count, classes), if it is one score per class, a number each, and has a class `highest`; DataError or
+    ModelError if not."""
     if output.ndim < 2 or len(output) != count or output.size != count * output.shape[1]:
         raise DataError(f"{count} images gave an output of shape {output.shape}, which is not one score per class")
     scores = output.reshape(count, -1)
@@ -83,7 +86,7 @@ def _scores(output: NDArray[Any], *, count: int, highest: int) -> NDArray[Any]:
     return scores
 
 
-def _ranks(scores: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.int64]:
+def label_ranks(scores: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.int64]:
     """How many classes come before the labelled one, 0 for none; equal scores go by class number."""
     own = np.take_along_axis(scores, labels[:, None], axis=1)
     lower = np.arange(scores.shape[1]) < labels[:, None]

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from io import BytesIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,8 @@ Reader = Callable[[int], Image.Image]
 class LabelledImages:
     """Images of any size with the number of the class of each.
 
-    `labels` is int64 (N,), none negative. `reader` opens the source and gives the function that decodes image i.
+    `labels` is int64 (N,), none negative, or -1 for every image where nobody has told the classes. `reader` opens the source
+    and gives the function that decodes image i.
     """
 
     labels: NDArray[np.int64]
@@ -81,13 +82,16 @@ class LabelledImages:
                 yield (pixels.astype(np.float32) / np.float32(255) - shift) / scale, labels
 
 
-def load_labelled(path: Path, *, labels: Path | None = None, label_column: str = "label") -> LabelledImages:
+def load_labelled(
+    path: Path, *, labels: Path | None = None, label_column: str = "label", required: bool = True
+) -> LabelledImages:
     """Labelled images from one of
 
     - a folder with one sub-folder per class: the sorted names of the sub-folders are the classes 0, 1, ...;
     - a folder or a .zip with the csv `labels`: its `file` column is the name inside, `label_column` the class number;
       images that the csv does not name are left out;
-    - an .npz with `x` uint8 (N, H, W, C) or (N, H, W), and integer `y` (N,).
+    - an .npz with `x` uint8 (N, H, W, C) or (N, H, W), and integer `y` (N,);
+    - where labels are not `required`, a folder of images or a .zip without any.
 
     Zip files are read in place, image by image. Raises DataError when anything is missing, unreadable or not as said
     here, OptionError when `labels` are given for an .npz.
@@ -98,9 +102,9 @@ def load_labelled(path: Path, *, labels: Path | None = None, label_column: str =
         raise DataError(f"{path} does not exist")
     try:
         if path.is_dir():
-            return _from_folder(path, labels, label_column)
+            return _from_folder(path, labels, label_column, required)
         if path.suffix.lower() == ".zip":
-            return _from_zip(path, labels, label_column)
+            return _from_zip(path, labels, label_column, required)
         if path.suffix.lower() == ".npz":
             return _from_npz(path, labels)
     except OSError as error:
@@ -121,9 +125,9 @@ def check_normalisation(mean: Sequence[float], std: Sequence[float], *, channels
 # ---- sources
 
 
-def _from_folder(folder: Path, labels: Path | None, label_column: str) -> LabelledImages:
+def _from_folder(folder: Path, labels: Path | None, label_column: str, required: bool) -> LabelledImages:
     if labels is None:
-        names, numbers = _classes_of(folder)
+        names, numbers = _classes_of(folder, required)
     else:
         names, numbers = _read_csv(labels, label_column)
         inside = {name for name in set(names) if _is_file(folder / name)}
@@ -131,11 +135,14 @@ def _from_folder(folder: Path, labels: Path | None, label_column: str) -> Labell
     return LabelledImages(np.array(numbers, np.int64), partial(_folder_reader, folder, names))
 
 
-def _classes_of(folder: Path) -> tuple[list[str], list[int]]:
+def _classes_of(folder: Path, required: bool) -> tuple[list[str], list[int]]:
     classes = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    names = [] if required or classes else _images_among(entry.name for entry in folder.iterdir())
+    if names:
+        return names, [-1] * len(names)
     if not classes:
         raise DataError(f"{folder} has no sub-folders, one per class, and no csv with labels was given")
-    names, numbers = [], []
+    numbers: list[int] = []
     for number, entry in enumerate(classes):
         files = sorted(file for file in entry.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
         names += [file.relative_to(folder).as_posix() for file in files]
@@ -145,17 +152,32 @@ def _classes_of(folder: Path) -> tuple[list[str], list[int]]:
     return names, numbers
 
 
-def _from_zip(path: Path, labels: Path | None, label_column: str) -> LabelledImages:
-    if labels is None:
+def _images_among(files: Iterable[str]) -> list[str]:
+    paths = ((name, PurePosixPath(name)) for name in sorted(files))
+    return [name for name, path in paths if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")]
+
+
+def _from_zip(path: Path, labels: Path | None, label_column: str, required: bool) -> LabelledImages:
+    if labels is None and required:
         raise DataError(f"{path} holds images without their classes: a csv with labels is needed")
-    names, numbers = _read_csv(labels, label_column)
+    inside = _members(path)
+    if labels is None:
+        names = _images_among(inside)
+        numbers = [-1] * len(names)
+        if not names:
+            raise DataError(f"{path} holds no images")
+    else:
+        names, numbers = _read_csv(labels, label_column)
+        _check_inside(names, inside, path, labels)
+    return LabelledImages(np.array(numbers, np.int64), partial(_zip_reader, path, names))
+
+
+def _members(path: Path) -> set[str]:
     try:
         with zipfile.ZipFile(path) as archive:
-            inside = set(archive.namelist())
+            return set(archive.namelist())
     except (OSError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} is not a readable zip file: {_line(error)}") from error
-    _check_inside(names, inside, path, labels)
-    return LabelledImages(np.array(numbers, np.int64), partial(_zip_reader, path, names))
 
 
 def _from_npz(path: Path, labels: Path | None) -> LabelledImages:

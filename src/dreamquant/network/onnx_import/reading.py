@@ -17,12 +17,13 @@ UNKNOWN_RANK = "Field 'shape' of 'type' is required"  # the checker wants what e
 
 def read(path: Path) -> onnx.ModelProto:
     """The model in the file `path` with its external data and its local functions inlined; raises ModelError."""
-    proto = _parse(path)
+    proto = parse(path)
     _load_external_data(proto, path)
     return inliner.inline_local_functions(proto) if proto.functions else proto
 
 
-def _parse(path: Path) -> onnx.ModelProto:
+def parse(path: Path) -> onnx.ModelProto:
+    """The model in the file `path` as it stands there, without its external data; raises ModelError."""
     if not path.exists():
         raise ModelError(f"{path}: there is no such file")
     if path.is_dir():

@@ -1,0 +1,303 @@
+"""Two ONNX files of any tool side by side in ONNX Runtime: size, layers, speed, how near their outputs are, and accuracy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from dreamquant.assess.contents import Contents, contents
+from dreamquant.assess.labelled import LabelledImages, check_normalisation
+from dreamquant.assess.latency import Latency, compare_latency
+from dreamquant.assess.paired import Array, OutputError, PairedAccuracy, Ranks, Tally
+from dreamquant.errors import DataError, ModelError, OptionError
+from dreamquant.network.graph import Network, Source
+from dreamquant.network.load import MEAN_KEY, STD_KEY, parse_numbers
+from dreamquant.runtime import OnnxRunner, Output, onnx_runner
+from dreamquant.samples import Samples
+from dreamquant.synthesis import synthesize
+
+COUNT, CHUNK = 64, 32  # procedural images where no others are given; images at once where both files take any number
+_NUMBERS = {"bool", "double", "float", "float16"} | {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+
+Batches = Iterable[tuple[NDArray[np.float32], NDArray[np.int64]]]  # images and labels; -1 where nobody has told them
+Pixels = tuple[Sequence[float], Sequence[float]]  # mean and std; both empty where they are not known
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The ONNX files `a` and `b`, measured against each other.
+
+    `size_ratio` is b's bytes divided by a's. `latency` is None where the files take no batch of one size. `outputs`, in the
+    order of a's, were compared on `count` images, which `images` describes, and matched by `matched`: name or order.
+    `accuracy` is None without labels or without an output of class scores. `notes` are sentences on what else to know.
+    """
+
+    a: Contents
+    b: Contents
+    size_ratio: float
+    latency: Latency | None
+    images: str
+    count: int
+    matched: str
+    outputs: list[OutputError]
+    accuracy: PairedAccuracy | None
+    notes: list[str]
+
+
+def compare(
+    a: Path,
+    b: Path,
+    *,
+    samples: Samples | None = None,
+    data: LabelledImages | None = None,
+    input_shape: tuple[int, int, int] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    count: int = COUNT,
+    batch: int | None = None,
+    threads: int = 1,
+    rounds: int = 20,
+    seed: int = 0,
+    callback: Callable[[int, int], None] | None = None,
+) -> Comparison:
+    """Compare two ONNX files; outputs on `samples`, else on `data`, else on `count` procedural images of `seed`.
+
+    Where there are both, accuracy is that on `data`. `input_shape` is (C, H, W), for what both files leave open. `mean` and
+    `std` normalise `data` and procedural images; those stored in the files are used where none are given. Latency is of `batch`
+    images, where it is None of 1 or what the files take; `threads` is the number inside one operator, here and there: idle
+    threads of one file would keep the other waiting. `callback` hears (images done, images in all).
+
+    Raises ModelError for files that the runtime refuses, whose inputs or outputs do not fit each other, or whose outputs are
+    not finite numbers; DataError for images or labels that do not fit the files; OptionError for impossible options.
+    """
+    if bool(mean) != bool(std):
+        raise OptionError("mean and std belong together: give both or none")
+    files = _files(onnx_runner(a, threads=threads), onnx_runner(b, threads=threads), input_shape, samples)
+    pixels: Pixels = ((), ()) if samples is not None and data is None else _normalisation(files, mean, std)
+    real = None if data is None else _real(files, data, pixels)
+    images = _given(files, samples) if samples is not None else real or _procedural(files, pixels, count, seed)
+    stored = contents(a), contents(b)
+    latency, untimed = _latency(files, (a, b), batch, threads, rounds)
+    tallies = _tallies(files, stored)
+    ranks = None if data is None or data.labels.min() < 0 else Ranks(int(data.labels.max()), [name for name, _ in files.pairs])
+    for done, values, labels in files.answers(images.batches):
+        for tally, (one, other) in zip(tallies, values, strict=True):
+            tally.add(one, other, len(labels))
+        if ranks is not None and images is real:
+            ranks.add(values, labels)
+        if callback is not None:
+            callback(done, images.count)
+    if ranks is not None and real is not None and images is not real:
+        for _, values, labels in files.answers(real.batches):
+            ranks.add(values, labels)
+    return Comparison(
+        a=stored[0],
+        b=stored[1],
+        size_ratio=stored[1].bytes / stored[0].bytes,
+        latency=latency,
+        images=images.text,
+        count=images.count,
+        matched=files.matched,
+        outputs=[tally.result() for tally in tallies],
+        accuracy=None if ranks is None else ranks.result(),
+        notes=[*files.notes, *images.notes, *untimed, *_unlabelled(data, ranks)],
+    )
+
+
+def _tallies(files: _Files, stored: tuple[Contents, Contents]) -> list[Tally]:
+    one, other = stored
+    names = files.a.name, files.b.name
+    return [Tally(names, (x, y), (x in one.probabilities, y in other.probabilities)) for x, y in files.pairs]
+
+
+# ---- two files
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Two files that take the same images (C, H, W), and the pairs of their outputs, matched by name or by order."""
+
+    a: OnnxRunner
+    b: OnnxRunner
+    input_shape: tuple[int, int, int]
+    pairs: list[tuple[str, str]]
+    matched: str
+
+    @property
+    def batches(self) -> set[int]:
+        """The batch sizes that the files are bound to; empty where both take any."""
+        return {runner.batch for runner in (self.a, self.b) if runner.batch is not None}
+
+    @property
+    def step(self) -> int:
+        """How many images both are run on at once."""
+        return math.lcm(*self.batches) if self.batches else CHUNK
+
+    @property
+    def notes(self) -> list[str]:
+        if self.matched == "name":
+            return []
+        names = ", ".join(f"{one} with {other}" for one, other in self.pairs)
+        return [f"the files name their outputs differently, so these were matched by order: {names}"]
+
+    def answers(self, batches: Batches) -> Iterator[tuple[int, list[tuple[Array, Array]], NDArray[np.int64]]]:
+        """For each batch how many images are done with it, the pairs of outputs, and its labels.
+
+        Files bound to a batch size both get whole batches, the last filled up with copies of its first image.
+        """
+        ones, others = ([pair[place] for pair in self.pairs] for place in (0, 1))
+        done = 0
+        for images, labels in batches:
+            size, surplus = len(images), -len(images) % self.step if self.batches else 0
+            whole = np.concatenate([images, np.repeat(images[:1], surplus, axis=0)]) if surplus else images
+            found = zip(self.a.run(whole, ones), self.b.run(whole, others), strict=True)
+            done += size
+            yield done, [(_cut(one, len(whole), size), _cut(other, len(whole), size)) for one, other in found], labels
+
+
+def _cut(output: Array, filled: int, size: int) -> Array:
+    return output[:size] if len(output) == filled else output
+
+
+def _files(a: OnnxRunner, b: OnnxRunner, given: tuple[int, int, int] | None, samples: Samples | None) -> _Files:
+    shape = _input_shape(a, b, given, samples)
+    for runner in (a, b):
+        for name, output in runner.outputs.items():
+            if output.kind.removeprefix("tensor(").removesuffix(")") not in _NUMBERS:
+                raise ModelError(f"{runner.name} gives {output.kind} as {name}, which is no tensor of numbers to compare")
+    by_name = set(a.outputs) == set(b.outputs)
+    pairs = [(name, name) for name in a.outputs] if by_name else list(zip(a.outputs, b.outputs, strict=False))
+    fits = len(a.outputs) == len(b.outputs) and all(_fit(a, a.outputs[one], b, b.outputs[other]) for one, other in pairs)
+    if not fits:
+        raise ModelError(f"outputs that do not fit each other: {a.name} gives {_listed(a)}, and {b.name} gives {_listed(b)}")
+    return _Files(a, b, shape, pairs, "name" if by_name else "order")
+
+
+def _input_shape(
+    a: OnnxRunner, b: OnnxRunner, given: tuple[int, int, int] | None, samples: Samples | None
+) -> tuple[int, int, int]:
+    """(C, H, W) that both files take; what they leave open is as `given`, or as the samples have it."""
+    if any(one and other and one != other for one, other in zip(a.input_shape, b.input_shape, strict=True)):
+        takes = f"{a.name} takes images {_sizes(a.input_shape)}, and {b.name} {_sizes(b.input_shape)}"
+        raise ModelError(f"{takes}: they cannot be compared")
+    known = tuple(one or other for one, other in zip(a.input_shape, b.input_shape, strict=True))
+    wanted: dict[str, Sequence[int]] = {} if given is None else {"the input shape that was given is": given}
+    if samples is not None:
+        wanted["the samples are"] = samples.images.shape[1:]
+    for what, shape in wanted.items():
+        if any(one not in (None, other) for one, other in zip(known, shape, strict=True)):
+            raise DataError(f"{what} {_sizes(shape)}, and {a.name} and {b.name} take images {_sizes(known)}")
+        known = tuple(shape)
+    channels, height, width = known
+    if channels is None or height is None or width is None:
+        raise OptionError(f"{a.name} and {b.name} leave the size of their images open: give --input-shape C,H,W")
+    return channels, height, width
+
+
+def _fit(a: OnnxRunner, one: Output, b: OnnxRunner, b_one: Output) -> bool:
+    """Whether two outputs can have the same shape, as far as the files tell; each may have its file's own batch size."""
+    if not one.sizes or not b_one.sizes:
+        return True  # a number, or a shape that the file does not tell
+    if len(one.sizes) != len(b_one.sizes):
+        return False
+    sizes = list(zip(one.sizes, b_one.sizes, strict=True))
+    if sizes[0] == (a.batch, b.batch):
+        sizes = sizes[1:]
+    return all(x == y or not isinstance(x, int) or not isinstance(y, int) for x, y in sizes)
+
+
+def _listed(runner: OnnxRunner) -> str:
+    return ", ".join(f"{name} {_sizes(output.sizes)}" for name, output in runner.outputs.items())
+
+
+def _sizes(sizes: Sequence[int | str | None]) -> str:
+    return f"({', '.join('?' if size is None else str(size) for size in sizes)})"
+
+
+def _latency(
+    files: _Files, paths: tuple[Path, Path], batch: int | None, threads: int, rounds: int
+) -> tuple[Latency | None, list[str]]:
+    if batch is None and len(files.batches) == 2:
+        bound = f"{files.a.name} takes batches of {files.a.batch} only, and {files.b.name} of {files.b.batch}"
+        return None, [f"{bound}: no batch of one size can be timed"]
+    if batch is None:
+        batch = next(iter(files.batches), 1)
+    return compare_latency(*paths, input_shape=files.input_shape, batch=batch, threads=threads, rounds=rounds), []
+
+
+# ---- images
+
+
+@dataclass(frozen=True)
+class _Images:
+    """What two files are compared on, and how to say it."""
+
+    text: str
+    count: int
+    batches: Batches
+    notes: list[str] = field(default_factory=list)
+
+
+def _normalisation(files: _Files, mean: Sequence[float] | None, std: Sequence[float] | None) -> Pixels:
+    if mean and std:
+        return mean, std
+    stored = []
+    for runner in (files.a, files.b):
+        found = parse_numbers(runner.metadata.get(MEAN_KEY, "")), parse_numbers(runner.metadata.get(STD_KEY, ""))
+        if all(found):
+            stored.append(found)
+    if len(stored) == 2 and stored[0] != stored[1]:
+        said = [" and ".join(",".join(f"{value:g}" for value in values) for values in found) for found in stored]
+        both = f"{files.a.name} stores mean and std {said[0]}, and {files.b.name} {said[1]}"
+        raise OptionError(f"{both}: say with --mean and --std how pixels are normalised")
+    return stored[0] if stored else ((), ())
+
+
+def _given(files: _Files, samples: Samples) -> _Images:
+    made = f" by {samples.method}, seed {samples.seed}" if samples.method else ""
+    pieces = torch.split(samples.images.contiguous(), files.step)
+    batches = ((piece.numpy(), np.full(len(piece), -1, np.int64)) for piece in pieces)
+    return _Images(f"{len(samples)} samples{made}", len(samples), batches)
+
+
+def _real(files: _Files, data: LabelledImages, pixels: Pixels) -> _Images:
+    mean, std = pixels
+    if not mean or not std:
+        both = f"neither {files.a.name} nor {files.b.name} stores how pixels are normalised"
+        raise OptionError(f"{both}: give --mean and --std")
+    batches = data.batches(files.step, input_shape=files.input_shape, mean=mean, std=std)
+    kind = "images without labels" if data.labels.min() < 0 else "labelled images"
+    return _Images(f"{len(data)} {kind}", len(data), batches)
+
+
+def _procedural(files: _Files, pixels: Pixels, count: int, seed: int) -> _Images:
+    """Images by `fractal`, which asks a network for nothing but the shape of its images and their normalisation."""
+    mean, std = (tuple(values) for values in pixels)
+    if mean:
+        check_normalisation(mean, std, channels=files.input_shape[0])
+    blank = Network(torch.fx.symbolic_trace(nn.Identity()), files.input_shape, Source("onnx", files.a.name), mean, std)
+    made = synthesize(blank, count, method="fractal", seed=seed)
+    images = _given(files, made)
+    notes = ["neither samples nor data were given: the images are procedural, and the files may differ more on real ones"]
+    if not mean:
+        notes.append("no normalisation is known: the images have mean 0 and deviation 1")
+    return _Images(f"{count} procedural images (dead leaves under 1/f texture, seed {seed})", count, images.batches, notes)
+
+
+# ---- labels
+
+
+def _unlabelled(data: LabelledImages | None, ranks: Ranks | None) -> list[str]:
+    """Why there is no accuracy, where there are images that could have told it."""
+    if data is not None and ranks is None:
+        return ["nobody has told the classes of the images, so accuracy is not known"]
+    if ranks is not None and ranks.place is None:
+        return ["no output is one score per class, so accuracy is not known"]
+    return []

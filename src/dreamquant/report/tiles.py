@@ -1,0 +1,84 @@
+"""The numbers that a decision is made by, one a tile."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from dreamquant.assess.trust import Trust
+from dreamquant.report import figures
+from dreamquant.report.verdict import no_trust, possible, times
+from dreamquant.report.words import STAY, counted, megabytes, number, percent, tenths
+from dreamquant.run import Result
+
+NO_FIGURE = Markup()
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One number and what to know of it."""
+
+    label: str
+    value: str
+    unit: str = ""
+    notes: tuple[str, ...] = ()
+    figure: Markup = NO_FIGURE
+
+
+def tiles(result: Result) -> tuple[Tile, ...]:
+    """The numbers that a decision is made by."""
+    assessment, proof, latency = result.assessment, result.artifact.verification, result.assessment.latency
+    agreement, trust = assessment.agreement, assessment.trust
+    low, high = possible(agreement)
+    ratio, fastest, slowest = times(latency)
+    return (
+        _no_loss(no_trust(result.network)) if trust is None else _loss(trust),
+        Tile(
+            "Agreement",
+            percent(agreement.top1 / 100),
+            notes=(
+                f"of {agreement.samples} held-out dreams have the float network's top class",
+                f"so few leave {percent(low)} to {percent(high)} possible",
+                f"divergence {number(agreement.kl)}{STAY}nats",
+            ),
+        ),
+        Tile(
+            "Size",
+            percent(assessment.size / assessment.float_size),
+            notes=(f"{megabytes(assessment.float_size)} before, {megabytes(assessment.size)} after",),
+        ),
+        Tile(
+            "Latency",
+            f"{number(ratio)}{STAY}×",
+            "as long" if latency.ratio_high < 1 else "as fast",
+            (
+                f"{number(latency.a_ms)}{STAY}ms before, {number(latency.b_ms)}{STAY}ms after",
+                f"half of {latency.rounds} rounds lie between {number(fastest)}{STAY}× and {number(slowest)}{STAY}×",
+                f"batch {latency.batch}, {counted(latency.threads, 'thread')}, {latency.runtime}, {latency.processor}",
+            ),
+        ),
+        Tile(
+            "Proof of the file",
+            percent(proof.top1_agreement / 100),
+            notes=(
+                f"of {proof.samples} dreams have the same top class in ONNX Runtime as in the quantized network it came from",
+                f"scores differ by {number(proof.mean_difference, 2)} on average, {number(proof.largest_difference, 2)} at most",
+            ),
+        ),
+    )
+
+
+def _loss(trust: Trust) -> Tile:
+    low, middle, high = tenths(trust.low), tenths(trust.drop), tenths(trust.high)
+    interval = f"{low} to {high} in {trust.level:g}{STAY}% of the cases that it rests on"
+    return Tile(
+        "Expected loss",
+        middle,
+        notes=("of the float network's right answers", interval),
+        figure=figures.interval(trust.low, trust.drop, trust.high, f"{middle}, {low} to {high}"),
+    )
+
+
+def _no_loss(why: str) -> Tile:
+    return Tile("Expected loss", "no estimate", notes=(why,))
