@@ -223,6 +223,8 @@ def trust() -> Iterable[Case]:
         for images in ("fractal", "noise"):
             for bits in ("W8A8", "W6A6", "W5A5", "W4A8", "W4A4"):
                 yield Case(model, f"nearest on {images}", bits, images)
+    for model in ("resnet20", "resnet56", "mobilenetv1", "squeezenet", "mobilenetv2"):
+        yield Case(model, "nearest on real", "W8A8", "real")
 
 
 def folded() -> Iterable[Case]:

@@ -16,7 +16,7 @@ from dreamquant.network.graph import Network
 from dreamquant.network.load import load
 from dreamquant.samples import Samples
 
-FIT = Fit([-3.0, 0.7, -0.8], -0.7, 1.1, 90.0, 60, 6, {"procedural": (0.001, 2.0), "dreamt": (0.001, 2.0)})
+FIT = Fit([-3.0, 0.7, -0.5, -0.8], -0.7, 1.1, 90.0, 60, 6, {"procedural": (0.001, 2.0), "dreamt": (0.001, 2.0)})
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +24,8 @@ def network(digits: Path) -> Network:
     return load(digits / "digits.pt2")
 
 
-def answers(kl: float) -> list[Probe]:
-    return [Probe("fractal", 256, 90.0, kl, 3.0, 0.5, 0.8), Probe("anchored", 32, 90.0, kl, 3.0, 0.5, 0.8)]
+def answers(kl: float, sure: float = 0.5) -> list[Probe]:
+    return [Probe("fractal", 256, 90.0, kl, 3.0, 0.5, sure), Probe("anchored", 32, 90.0, kl, 3.0, 0.5, sure)]
 
 
 @pytest.mark.parametrize("drop", [0.0, 0.1, 3.0, 50.0, 100.0])
@@ -41,14 +41,19 @@ def test_the_farther_the_answers_the_larger_the_loss() -> None:
     told = [trust(answers(kl), learned=False) for kl in (0.005, 0.05, 0.5, 1.5)]
     drops = [one.drop for one in told]
     assert drops == sorted(drops)
-    assert drops[0] < 1 < 4 < drops[-1]
+    assert drops[0] < 2 < 5 < drops[-1]
     for one in told:
         assert one.low <= one.drop <= one.high
         assert not one.warnings
 
 
+def test_the_less_sure_the_network_the_larger_the_loss() -> None:
+    drops = [trust(answers(0.1, sure), learned=False).drop for sure in (0.9, 0.6, 0.3)]
+    assert drops == sorted(drops)
+
+
 def test_it_is_the_fit_that_tells() -> None:
-    told = trust(answers(1.0), learned=False, fit=FIT)  # log 1 = 0: the first weight alone
+    told = trust(answers(1.0), learned=False, fit=FIT)  # log 1 = 0, and odds of 1: the first weight alone
     assert told.drop == pytest.approx(from_scale(-3.0))
     assert told.low == pytest.approx(from_scale(-3.7))
     assert told.high == pytest.approx(from_scale(-1.9))
