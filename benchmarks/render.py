@@ -1,10 +1,14 @@
-"""Put the tables of all results into `docs/benchmarks.md`, between the lines that name them.
+"""Put the tables of all results into the pages of `docs/`, between the lines that name them.
 
     python -m benchmarks.render            # write them
     python -m benchmarks.render --check    # say what is out of step, exit status 1
 
-A table stands between `<!-- table: SUITE -->` and `<!-- end -->`; SUITE is a suite of `benchmarks.run`, `trust test`, or
-`dreamers SUITE BITS...` for a suite of `benchmarks/dreamers.py`.
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`. NAME is
+
+    SUITE [WORD ...]                     rows of a suite of `benchmarks.run`: those that have each word in network, label or bits
+    SUITE [WORD ...]: LABEL | LABEL ...  their top-1, a column a label; lines with one label alone are left out
+    dreamers SUITE BITS... [: LABEL | LABEL ...]    lines of a suite of `benchmarks/dreamers.py`
+    granularity_latency, trust test
 """
 
 from __future__ import annotations
@@ -18,10 +22,11 @@ from pathlib import Path
 from benchmarks import dreamers, trust
 from benchmarks.run import RESULTS
 from benchmarks.suites import SUITES
-from benchmarks.tables import table
+from benchmarks.tables import Row, table
 from dreamquant.files import atomic_write
 
-PAGES = (Path(__file__).parent.parent / "docs" / "benchmarks.md",)
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = (DOCS / "benchmarks.md", *sorted((DOCS / "reproduction").glob("*.md")))
 BLOCK = re.compile(r"<!-- table: (?P<name>[^>]+?) -->\n.*?<!-- end -->", re.DOTALL)
 
 
@@ -43,15 +48,67 @@ def rendered(text: str) -> str:
 
 def made(name: str) -> str:
     """One table, by its name."""
-    suite, *words = name.split()
+    chosen, _, listed = name.partition(": ")
+    suite, *words = chosen.split()
+    labels = listed.split(" | ") if listed else []
     if name == "trust test":
         return trust.tested(trust.measured())
+    if name == "granularity_latency":
+        return latencies(rows_of(suite))
     if suite == "dreamers":
-        return dreamers.table(words[0], words[1:])
+        head, rule, *lines = dreamers.table(words[0], words[1:]).splitlines()
+        return "\n".join([head, rule, *(line for line in lines if not labels or first_cell(line) in labels)])
     if suite not in SUITES:
-        raise SystemExit(f"no table {name!r} (known: {', '.join(SUITES)}, trust test, dreamers SUITE BITS...)")
-    place = RESULTS / f"{suite}.jsonl"
-    return table([json.loads(line) for line in place.read_text().splitlines()] if place.exists() else [])
+        known = f"{', '.join(SUITES)}, granularity_latency, trust test, dreamers SUITE BITS..."
+        raise SystemExit(f"no table {name!r} (known: {known})")
+    rows = [row for row in rows_of(suite) if all(word in f"{row['model']} {row['label']} {row['bits']}" for word in words)]
+    return side_by_side(rows, labels) if labels else table(rows)
+
+
+def rows_of(results: str) -> list[Row]:
+    place = RESULTS / f"{results}.jsonl"
+    return [json.loads(line) for line in place.read_text().splitlines()] if place.exists() else []
+
+
+def first_cell(line: str) -> str:
+    return line.split("|")[1].strip()
+
+
+def side_by_side(rows: list[Row], labels: list[str]) -> str:
+    """Top-1 by network and bits, a column a label, so that ways to do the same thing stand beside each other."""
+    found: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for row in rows:
+        if row["label"] in labels:
+            found.setdefault((row["model"], row["bits"]), {}).setdefault(row["label"], []).append(row["top1"])
+    lines = [
+        f"| {model} | {bits} | {' | '.join(dreamers.spread(cells.get(label, [])) for label in labels)} |"
+        for (model, bits), cells in sorted(found.items(), key=lambda one: _order(rows, *one[0]))
+        if len(cells) > 1
+    ]
+    head = [f"| network | bits | {' | '.join(labels)} |", f"|---|---|{'---:|' * len(labels)}"]
+    return "\n".join(head + lines) if lines else "No rows yet."
+
+
+def _order(rows: list[Row], model: str, bits: str) -> tuple[int, ...]:
+    """Networks in the order of their first rows, most bits first."""
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    return models.index(model), *(-int(digit) for digit in re.findall(r"\d+", bits))
+
+
+def latencies(rows: list[Row]) -> str:
+    """Milliseconds of all-tensor, hybrid and all-channel files, and the all-channel file's time over their own."""
+    lines = [
+        "| network | runtime | file | layers per channel | bytes | ms | speed against all per channel | quartiles |",
+        "|---|---|---|---:|---:|---:|---:|---|",
+    ]
+    for row in rows:
+        runtime = row["runtime"].partition("-")[0]  # without the build's number
+        low, high = row["quartiles"]
+        lines.append(
+            f"| {row['model']} | {runtime} | {row['file']} | {row['channel_layers']} of {row['layers']} | {row['bytes']:,}"
+            f" | {row['ms']:.3f} | {row['speed_against_channel']:.2f} | {low:.2f} to {high:.2f} |"
+        )
+    return "\n".join(lines) if rows else "No rows yet."
 
 
 if __name__ == "__main__":

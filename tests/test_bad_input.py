@@ -306,6 +306,8 @@ OUTPUTS = {
     "wrong suffix": Case(FOLDED, ("out.tflite", "known: .onnx"), output="out.tflite"),
     "no suffix": Case(FOLDED, ("known: .onnx",), output="out"),
     "file as folder": Case(FOLDED, ("not a folder",), output="out.onnx/out.onnx"),
+    "wrong suffix of a report": Case(FOLDED, ("out.htm", "must be .html"), ("--report", "{out}/out.htm")),
+    "report into no folder": Case(FOLDED, ("nowhere", "does not exist"), ("--report", "{out}/nowhere/out.html")),
     "run folder is a file": Case(FOLDED, ("file.txt", "folder"), ("--run-dir", "{out}/file.txt", *QUICK[:4])),
 }
 

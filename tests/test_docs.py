@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 METHODS = (ROOT / "docs" / "methods.md").read_text()
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "docs/methods.md", "examples/digits/README.md"]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "docs/methods.md", "docs/report.md", "examples/digits/README.md"]
 
 
 def rows(heading: str) -> dict[str, list[str]]:

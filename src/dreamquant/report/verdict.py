@@ -93,7 +93,7 @@ def _another(agreement: Agreement) -> str:
 
 
 def speed(latency: Latency) -> str:
-    """How fast a file is beside the float one; no difference is claimed that a half of the rounds does not show."""
+    """How fast a file is beside the float one; no difference is claimed that three quarters of the rounds do not show."""
     ratio, _, _ = times(latency)
     if latency.ratio_low > 1:
         return f"runs {number(ratio)} times as fast"
