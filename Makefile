@@ -11,7 +11,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format clean
+.PHONY: help install demo test bench-quick check format clean
 
 help: ## list what can be made
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -23,6 +23,9 @@ demo: $(STAMP) ## quantize the digits network without data, three ways, and show
 
 test: $(STAMP) ## run the tests
 	@$(BIN)/python -m pytest -n $(JOBS)
+
+bench-quick: $(STAMP) ## measure a row of docs/benchmarks.md again, on the network that ships with the project
+	@$(BIN)/python -m benchmarks.run --suite digits --again --only auto
 
 check: $(STAMP) ## style, types, and that the data flows one way
 	$(BIN)/ruff check .
