@@ -154,7 +154,7 @@ def _layer_cells(row: LayerRow, tops: Sequence[float]) -> tuple[Cell, ...]:
     return (
         Cell(row.name, note=row.weight or (row.note if row.note != "float" else ""), kind="name"),
         Cell(row.operator),
-        Cell(" × ".join(map(str, row.shape)) or DASH, kind="shape"),
+        Cell("×".join(map(str, row.shape)) or DASH, kind="shape"),
         Cell(bits if row.weight_bits is None else str(row.weight_bits), row.weight_bits),
         Cell(DASH if row.input_bits is None else str(row.input_bits), row.input_bits),
         Cell(row.granularity or DASH),

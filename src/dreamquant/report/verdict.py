@@ -141,8 +141,8 @@ def cautions(result: Result, measures: DreamMeasures | None) -> list[str]:
         found.append(f"Left in float, and as large and slow as before: {', '.join(assessment.float_layers)}.")
     if proof.rounding_difference is not None:
         found.append(
-            f"The file's scores differ from the student's by {number(proof.mean_difference)} on average. Rounding explains it:"
-            f" the student's own, in double precision, differ by {number(proof.rounding_difference)}."
+            f"The file's scores differ from the student's in {proof.precision} precision by {number(proof.mean_difference)} on"
+            f" average. Between single and double precision the student's own differ by {number(proof.rounding_difference)}."
         )
     found.append(
         f"Times are of one machine, {assessment.latency.processor}, on noise, one file after the other; another processor"
