@@ -1,6 +1,6 @@
 """Sensitivity: how far single quantizers, each alone in an otherwise float network, move what the network says.
 
-The measure of ZeroQ's mixed precision (Cai et al., CVPR 2020, eq. 4) and of RSD's hybrid quantization (Chawla et al., 2020,
+The measure of ZeroQ's mixed precision (Cai et al., CVPR 2020, eq. 4) and of RSD's hybrid quantization (GVSL, Kumar et al., 2020,
 algorithm 2): the mean Kullback-Leibler divergence of the changed network's softmax from the float one's, in nats.
 """
 

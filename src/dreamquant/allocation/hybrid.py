@@ -21,7 +21,7 @@ from dreamquant.quantization.plan import Bits, Plan
 from dreamquant.quantization.quantize import quantize
 from dreamquant.samples import Samples
 
-PAPER = "Chawla et al., Hybrid and Non-Uniform DNN Quantization Methods Using Retro Synthesis Data (2020), arXiv 2012.13716"
+PAPER = "GVSL, Kumar et al., Hybrid and Non-Uniform DNN Quantization Methods Using Retro Synthesis Data (2020), arXiv 2012.13716"
 MODES = ("accuracy", "latency", "threshold")
 
 

@@ -66,6 +66,9 @@ def _of_trust(trust: Trust) -> tuple[str, str]:
         return BAD if trust.drop >= MUCH else OPEN, found
     if trust.drop >= MUCH:
         return BAD, f"Much is lost: {about} by the estimate, {possible}."
+    if trust.high >= RUIN:
+        found = f"Measure before you use this file: {about} are expected to be lost, but the estimate is so wide that"
+        return OPEN, f"{found} {tenths(trust.high)} are possible."
     if trust.drop >= LITTLE:
         return OPEN, f"Some accuracy is lost: {about} by the estimate, {possible}."
     if trust.high >= LITTLE:

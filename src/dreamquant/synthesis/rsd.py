@@ -19,7 +19,7 @@ from dreamquant.synthesis._loop import (
 )
 from dreamquant.synthesis._procedural import first_images
 
-PAPER = "Chawla et al., Hybrid and Non-Uniform DNN Quantization Methods Using Retro Synthesis Data (2020), arXiv 2012.13716"
+PAPER = "GVSL, Kumar et al., Hybrid and Non-Uniform DNN Quantization Methods Using Retro Synthesis Data (2020), arXiv 2012.13716"
 NEEDS_BATCHNORM = False
 BUDGETS = {  # ours: a tenth of ZeroQ's steps, and a twentieth
     "standard": {"steps": 50, "learning_rate": 0.2, "schedule": "cosine", "start": "procedural"},

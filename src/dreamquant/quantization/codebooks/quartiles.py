@@ -7,7 +7,7 @@ from dreamquant.errors import OptionError
 from dreamquant.quantization.codebook import Codebook
 from dreamquant.quantization.grid import grid_of_range
 
-PAPER = "Chawla et al., Hybrid and Non-Uniform DNN Quantization Methods Using Retro Synthesis Data (2020), arXiv 2012.13716"
+PAPER = "GVSL, Kumar et al., Hybrid and Non-Uniform DNN Quantization Methods Using Retro Synthesis Data (2020), arXiv 2012.13716"
 
 SHARES = (0.5, 0.25, 0.75, 0.0, 1.0)  # of those as good, the first
 TINY = 1e-300
