@@ -172,6 +172,8 @@ def test_run_dir_goes_on(command: Command, digits: Path, tmp_path: Path, monkeyp
     assert {path.name for path in run_dir.iterdir()} == {
         "calibration.safetensors",
         "held-out.safetensors",
+        "procedural.safetensors",
+        "dreamt.safetensors",
         "result.json",
     }
     assert json.loads((run_dir / "result.json").read_text())["file"] == str(output)
