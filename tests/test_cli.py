@@ -194,7 +194,7 @@ def test_run_dir_goes_on(command: Command, digits: Path, tmp_path: Path, monkeyp
     assert asked == [5, 6, 7, 7]
     (run_dir / "held-out.safetensors").write_bytes(b"cut short")
     works(command, *arguments, "--seed", "5")
-    assert asked == [5, 6, 6]
+    assert asked == [5, 6, 7, 7, 6]
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".png"])
