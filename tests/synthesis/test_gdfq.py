@@ -63,11 +63,11 @@ def test_classes_can_steer_the_latents_instead(trained: Network, samples: Sample
 
 def test_statistics_are_nearer_the_more_they_count(trained: Network) -> None:
     def distance(weight: float) -> float:
-        images = dream(trained, steps=30, statistics_weight=weight).images
+        images = dream(trained, statistics_weight=weight).images
         with torch.no_grad():
             return variance_distance(probe(trained)(images).features, batch_norms(trained)).item()
 
-    assert distance(10.0) < 0.8 * distance(0.0)  # 0.72 in bfloat16, less in float32
+    assert distance(10.0) < 0.6 * distance(0.0)
 
 
 def test_images_of_a_class_differ(samples: Samples) -> None:
