@@ -1,4 +1,4 @@
-"""Put the tables of all results into the pages of `docs/`, between the lines that name them.
+"""Put the tables of all results into the README and the pages of `docs/`, between the lines that name them.
 
     python -m benchmarks.render            # write them
     python -m benchmarks.render --check    # say what is out of step, exit status 1
@@ -8,7 +8,7 @@ A table stands between `<!-- table: NAME -->` and `<!-- end -->`. NAME is
     SUITE [WORD ...]                     rows of a suite of `benchmarks.run`: those that have each word in network, label or bits
     SUITE [WORD ...]: LABEL | LABEL ...  their top-1, a column a label; lines with one label alone are left out
     dreamers SUITE BITS... [: LABEL | LABEL ...]    lines of a suite of `benchmarks/dreamers.py`
-    granularity_latency, trust test
+    granularity_latency, trust test, summary
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from pathlib import Path
 from benchmarks import dreamers, trust
 from benchmarks.run import RESULTS
 from benchmarks.suites import SUITES
-from benchmarks.tables import Row, table
+from benchmarks.tables import Row, summary, table
 from dreamquant.files import atomic_write
 
-DOCS = Path(__file__).parent.parent / "docs"
-PAGES = (DOCS / "benchmarks.md", *sorted((DOCS / "reproduction").glob("*.md")))
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = (ROOT / "README.md", DOCS / "benchmarks.md", *sorted((DOCS / "reproduction").glob("*.md")))
 BLOCK = re.compile(r"<!-- table: (?P<name>[^>]+?) -->\n.*?<!-- end -->", re.DOTALL)
 
 
@@ -53,13 +54,19 @@ def made(name: str) -> str:
     labels = listed.split(" | ") if listed else []
     if name == "trust test":
         return trust.tested(trust.measured())
+    if name == "summary":
+        return summary(
+            [row for suite in ("auto", "digits") for row in rows_of(suite) if row["label"] == "auto, standard"],
+            [row for row in rows_of("trust") if row["label"] == "nearest on noise"],
+            [row for row in rows_of("trust") + rows_of("larger") if row["label"] in ("nearest on real", "qdrop on real")],
+        )
     if name == "granularity_latency":
         return latencies(rows_of(suite))
     if suite == "dreamers":
         head, rule, *lines = dreamers.table(words[0], words[1:]).splitlines()
         return "\n".join([head, rule, *(line for line in lines if not labels or first_cell(line) in labels)])
     if suite not in SUITES:
-        known = f"{', '.join(SUITES)}, granularity_latency, trust test, dreamers SUITE BITS..."
+        known = f"{', '.join(SUITES)}, granularity_latency, trust test, summary, dreamers SUITE BITS..."
         raise SystemExit(f"no table {name!r} (known: {known})")
     rows = [row for row in rows_of(suite) if all(word in f"{row['model']} {row['label']} {row['bits']}" for word in words)]
     return side_by_side(rows, labels) if labels else table(rows)

@@ -23,6 +23,48 @@ def table(rows: list[Row]) -> str:
     return _granularities(rows)
 
 
+NAMES = {
+    "mobilenetv1": "MobileNetV1 x0.25",
+    "mobilenetv1_bnfolded": "the same, BatchNorm folded",
+    "squeezenet": "SqueezeNet 1.1, no BatchNorm",
+    "mobilenetv2": "MobileNetV2, ten classes",
+    "mobilenetv2_bnfolded": "the same, BatchNorm folded",
+    "resnet20": "CIFAR-10 ResNet-20",
+    "resnet20_bnfolded": "the same, BatchNorm folded",
+    "resnet56": "CIFAR-10 ResNet-56",
+    "digits": "digits (with this project)",
+}
+
+
+def summary(ours: list[Row], noise: list[Row], real: list[Row]) -> str:
+    """The default recipe beside the same plan calibrated on noise and on real images, a line a network and width."""
+    lines = [
+        "| network | test images | bits | float | noise | DreamQuant | real images | size | speed |",
+        "|---|---:|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for bits in ("W8A8", "W4A4"):
+        for model, name in NAMES.items():
+            mine = [row for row in ours if (row["model"], row["bits"]) == (model, bits)]
+            if not mine:
+                continue
+            first = mine[0]
+            others = (
+                _mean([row["top1"] for row in rows if (row["model"], row["bits"]) == (model, bits)]) for rows in (noise, real)
+            )
+            cells = [
+                f"{first['test_images']:,}",
+                bits,
+                f"{first['float_top1']:.2f}",
+                next(others),
+                f"**{_mean([row['top1'] for row in mine])}**",
+                next(others),
+                f"{first['bytes'] / first['float_bytes']:.2f}",
+                f"{first['speed']:.2f}",
+            ]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _steps(rows: list[Row]) -> str:
     models = list(dict.fromkeys(row["model"] for row in rows))
     lines = ["| method | " + " | ".join(models) + " |", "|---|" + "---:|" * len(models)]

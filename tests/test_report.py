@@ -83,6 +83,11 @@ def told(result: Result, trust: Trust | None) -> Result:
     return replace(result, assessment=replace(result.assessment, trust=trust))
 
 
+def on_noise(module: nn.Module, output: Path, shape: tuple[int, int, int], *, estimate: bool = False) -> Result:
+    """A result at once: the images are noise, and few."""
+    return run(module, output, input_shape=shape, settings=[*FEW[:2], "synthesis.method=noise"], estimate=estimate)
+
+
 # ---- words
 
 
@@ -408,13 +413,7 @@ def test_a_layer_under_another_name_is_told(runs: Callable[[str], Result]) -> No
 
 
 def test_operators_of_a_mixed_bag(residual_module: nn.Module, tmp_path: Path) -> None:
-    result = run(
-        residual_module,
-        tmp_path / "out.onnx",
-        input_shape=(3, 11, 9),
-        settings=[*FEW[:2], "synthesis.method=noise"],
-        estimate=False,
-    )
+    result = on_noise(residual_module, tmp_path / "out.onnx", (3, 11, 9))
     facts = gather(result)
     assert "depthwise conv2d" in column(facts.layers, "operator")
     assert "each scaled to its own range" in facts.about_pictures
@@ -435,14 +434,7 @@ def test_operators_of_a_mixed_bag(residual_module: nn.Module, tmp_path: Path) ->
 
 
 def test_products_of_activations_are_layers_without_weights(transformer_module: nn.Module, tmp_path: Path) -> None:
-    result = run(
-        transformer_module,
-        tmp_path / "out.onnx",
-        input_shape=(3, 12, 8),
-        settings=[*FEW[:2], "synthesis.method=noise"],
-        estimate=False,
-    )
-    table = gather(result).layers
+    table = gather(on_noise(transformer_module, tmp_path / "out.onnx", (3, 12, 8))).layers
     products = [row for row in table.rows if row[1].text in ("matmul", "bmm")]
     assert products
     assert all(row[2].text == row[3].text == DASH and row[9].value is not None for row in products)
@@ -450,7 +442,7 @@ def test_products_of_activations_are_layers_without_weights(transformer_module: 
 
 def test_a_network_without_classes_and_colours(tmp_path: Path, fill: Callable[..., nn.Module]) -> None:
     module = fill(nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 3)), (2, 8, 8))
-    result = run(module, tmp_path / "out.onnx", input_shape=(2, 8, 8), settings=[*FEW[:2], "synthesis.method=noise"])
+    result = on_noise(module, tmp_path / "out.onnx", (2, 8, 8), estimate=True)
     facts = gather(result)
     assert facts.trust is None
     assert facts.no_trust == "The network's first output is no scores of classes, so that no answer can be right or wrong."
@@ -568,7 +560,7 @@ def test_a_report_that_cannot_be_is_refused_before_the_work(
     (tmp_path / "link.html").symlink_to(tmp_path / "out.onnx")
     (tmp_path / "model.html").symlink_to(digits / "digits.pt2")
     worked: list[object] = []
-    monkeypatch.setattr("dreamquant.cli.run", lambda *given, **_: worked.append(given))
+    monkeypatch.setattr("dreamquant.cli.making.run", lambda *given, **_: worked.append(given))
     finished = command("quantize", digits / "digits.pt2", "-o", tmp_path / "out.onnx", "--report", tmp_path / place)
     assert finished.status == 2
     assert finished.err.count("\n") == 1

@@ -19,13 +19,13 @@ from torch import nn
 
 from dreamquant.allocation import Allocation, LayerDamage, allocate, sensitivities
 from dreamquant.assess.assess import Assessment, assess
-from dreamquant.assess.probes import scores_classes
 from dreamquant.assess.probes import stages as probe_stages
 from dreamquant.estimate import expected_seconds
 from dreamquant.export.export import Artifact, check_format, export
 from dreamquant.files import atomic_write, check_output, make_run_folder
 from dreamquant.network.graph import Network
 from dreamquant.network.load import load
+from dreamquant.network.scores import scores_classes
 from dreamquant.network.statistics import batch_norms
 from dreamquant.quantization.plan import Bits, Plan
 from dreamquant.quantization.quantize import quantize
@@ -125,7 +125,7 @@ def run(
         whole,
         bits=chosen.quantization.bits,
         method=chosen.allocation.method,
-        callback=None if progress is None else lambda done, steps: progress("weighing layers", done, steps, 0.0),
+        callback=telling(progress, "weighing layers"),
         **chosen.allocation.options,
     )
     clock.lap("allocation")
@@ -136,7 +136,7 @@ def run(
         samples,
         method=chosen.reconstruction.method,
         seed=seed,
-        callback=None if progress is None else lambda done, steps, loss: progress("reconstructing", done, steps, loss),
+        callback=telling(progress, "reconstructing"),
         folder=None if run_dir is None else Path(run_dir) / "reconstruction",
         **chosen.reconstruction.options,
     )
@@ -148,7 +148,7 @@ def run(
             samples,
             method=chosen.training.method,
             seed=seed,
-            callback=None if progress is None else lambda done, steps, loss: progress("training", done, steps, loss),
+            callback=telling(progress, "training"),
             folder=None if run_dir is None else Path(run_dir) / "training",
             **chosen.training.options,
         )
@@ -174,8 +174,15 @@ def ranked(
     chosen = resolve(recipe, has_batchnorm=bool(batch_norms(network)))
     stage = chosen.synthesis
     samples = _Dreamer(network, None, progress)("calibration", stage.method, stage.count, seed, stage.options)
-    callback = None if progress is None else lambda done, steps: progress("weighing layers", done, steps, 0.0)
-    return sorted(sensitivities(network, samples, plan, str(bits), callback), key=lambda layer: -layer.both)
+    damages = sensitivities(network, samples, plan, str(bits), telling(progress, "weighing layers"))
+    return sorted(damages, key=lambda layer: -layer.both)
+
+
+def telling(progress: Progress | None, stage: str) -> Callable[..., None] | None:
+    """A callback that hears steps done, steps in all and, where there is one, a loss, and passes them on as those of a stage."""
+    if progress is None:
+        return None
+    return lambda done, steps, loss=0.0: progress(stage, done, steps, loss)
 
 
 def _intention(network: Network, recipe: Recipe) -> str:
@@ -232,8 +239,7 @@ class _Dreamer:
             kept = load_samples(place, made_by) if place.exists() else None
             if kept is not None:
                 return kept
-        progress = self._progress
-        callback = None if progress is None else lambda done, steps, loss: progress(f"dreaming {what} images", done, steps, loss)
+        callback = telling(self._progress, f"dreaming {what} images")
         samples = synthesize(self._network, count, method=method, seed=seed, callback=callback, **options)
         if place is not None:
             save_samples(samples, place, made_by)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ from rich.table import Column, Table
 from dreamquant.assess.compare import Comparison
 from dreamquant.assess.contents import Contents
 from dreamquant.assess.dreams import DreamMeasures
+from dreamquant.assess.evaluate import Evaluation
+from dreamquant.assess.inspection import Inspection
+from dreamquant.methods import FAMILIES, find_method, method_names
+from dreamquant.recipe import Recipe
 from dreamquant.run import Result
 
 
@@ -27,6 +32,10 @@ def announce(text: str) -> None:
     screen = console(stderr=True)
     if screen.is_terminal:
         screen.print(text)
+
+
+def print_json(found: object, *, indent: int | None = 2) -> None:
+    print(json.dumps(found, indent=indent))  # noqa: T201
 
 
 @contextmanager
@@ -114,33 +123,37 @@ def _allocated(result: Result) -> str:
     )
 
 
-def print_inspection(found: dict[str, Any], lacks: dict[str, str]) -> None:
+def print_inspection(found: Inspection) -> None:
     screen = console()
-    batch = "any batch" if found["batch"] is None else f"batch {found['batch']} only"
-    screen.print(f"{found['model']}: images {found['input_shape']}, {batch}")
+    batch = "any batch" if found.batch is None else f"batch {found.batch} only"
+    screen.print(f"{found.model}: images {found.input_shape}, {batch}")
     table = Table("layer", "operator", "weight", "output")
-    for layer in found["layers"]:
-        table.add_row(*(str(layer[key]) for key in ("name", "operator", "weight", "output")))
+    for layer in found.layers:
+        table.add_row(layer.name, layer.operator, str(layer.weight), str(layer.output))
     screen.print(table)
-    screen.print(f"{len(found['batch_norms'])} BatchNorms" + ("" if found["batch_norms"] else " (folded, or never there)"))
-    screen.print(f"{len(found['attentions'])} attentions")
+    screen.print(f"{len(found.batch_norms)} BatchNorms" + ("" if found.batch_norms else " (folded, or never there)"))
+    screen.print(f"{len(found.attentions)} attentions")
     table = Table("segment", "from", "to", "layers")
-    for number, segment in enumerate(found["segments"]):
-        table.add_row(str(number), segment["input"], segment["output"], ", ".join(segment["layers"]))
+    for number, segment in enumerate(found.segments):
+        table.add_row(str(number), segment.input, segment.output, ", ".join(segment.layers))
     screen.print(table)
     table = Table("quantized tensor", "bits", "on the grid of")
-    for site in found["sites"]:
-        table.add_row(site["tensor"], str(site["bits"]), site["grid_of"])
+    for site in found.sites:
+        table.add_row(site.tensor, str(site.bits), site.grid_of)
     screen.print(table)
-    if "sensitivity" in found:
+    if found.sensitivity is not None:
         table = Table(
             "layer", Column("weights", justify="right"), Column("input", justify="right"), title="what each costs alone, KL"
         )
-        for layer in found["sensitivity"]:
-            table.add_row(layer["layer"], f"{layer['weights']:.2e}", f"{layer['activations']:.2e}")
+        for damage in found.sensitivity:
+            table.add_row(damage.layer, f"{damage.weights:.2e}", f"{damage.activations:.2e}")
         screen.print(table)
-    for name, what in lacks.items():
-        screen.print(f"synthesis {name}: {what or 'possible'}")
+    for name, lack in found.synthesis.items():
+        screen.print(f"synthesis {name}: {lack or 'possible'}")
+
+
+def print_evaluation(found: Evaluation) -> None:
+    console().print(f"top-1 {found.top1:.2f} %, top-5 {found.top5:.2f} % of {found.images} images, {found.seconds:.1f} s")
 
 
 def print_dreams(found: DreamMeasures) -> None:
@@ -241,3 +254,20 @@ def _measured_rows(found: Comparison) -> list[tuple[str, str, str]]:
             ("right alone", f"{accuracy.only_a} images", f"{accuracy.only_b} images"),
         ]
     return rows
+
+
+def print_recipes(found: Sequence[Recipe]) -> None:
+    table = Table("recipe", "what it does", "paper")
+    for recipe in found:
+        table.add_row(recipe.name, recipe.summary, recipe.paper)
+    console().print(table)
+
+
+def print_methods() -> None:
+    table = Table("family", "method", "what it does", "options")
+    for family in FAMILIES:
+        for name in method_names(family):
+            method = find_method(family, name)
+            options = ", ".join(f"{key}={parameter.default}" for key, parameter in method.options.items())
+            table.add_row(family, name, method.summary, options)
+    console().print(table)

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from dreamquant.assess.probes import Probe, probe, probe_images, scores_classes, stages
+from dreamquant.assess.probes import Probe, probe, probe_images, stages
 from dreamquant.assess.trust import Fit, from_scale, shipped, to_scale, trust
 from dreamquant.errors import DataError
 from dreamquant.network.graph import Network
 from dreamquant.network.load import load
+from dreamquant.network.scores import scores_classes
 from dreamquant.samples import Samples
 
 FIT = Fit([-3.0, 0.7, -0.5, -0.8], -0.7, 1.1, 90.0, 60, 6, {"procedural": (0.001, 2.0), "dreamt": (0.001, 2.0)})

@@ -18,7 +18,7 @@ from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from dreamquant.errors import DreamQuantError, ModelError, OptionError
-from dreamquant.network.load import load, parse_numbers
+from dreamquant.network.load import format_numbers, load, parse_numbers
 
 MODEL = """
 import torch
@@ -267,3 +267,8 @@ def test_numbers_are_read(text: str, numbers: tuple[float, ...]) -> None:
 def test_what_are_no_numbers(text: str) -> None:
     with pytest.raises(OptionError, match="is no list of numbers like"):
         parse_numbers(text)
+
+
+@pytest.mark.parametrize("numbers", [(), (0.5,), (0.1 + 0.2, 1 / 3, 1e-17), (-2.0, 0.0)])
+def test_numbers_are_written_as_they_are_read(numbers: tuple[float, ...]) -> None:
+    assert parse_numbers(format_numbers(numbers)) == numbers

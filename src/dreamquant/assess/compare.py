@@ -18,7 +18,7 @@ from dreamquant.assess.latency import Latency, compare_latency
 from dreamquant.assess.paired import Array, OutputError, PairedAccuracy, Ranks, Tally
 from dreamquant.errors import DataError, ModelError, OptionError
 from dreamquant.network.graph import Network, Source
-from dreamquant.network.load import MEAN_KEY, STD_KEY, parse_numbers
+from dreamquant.network.load import stored_normalisation
 from dreamquant.runtime import OnnxRunner, Output, onnx_runner
 from dreamquant.samples import Samples
 from dreamquant.synthesis import synthesize
@@ -248,11 +248,7 @@ class _Images:
 def _normalisation(files: _Files, mean: Sequence[float] | None, std: Sequence[float] | None) -> Pixels:
     if mean and std:
         return mean, std
-    stored = []
-    for runner in (files.a, files.b):
-        found = parse_numbers(runner.metadata.get(MEAN_KEY, "")), parse_numbers(runner.metadata.get(STD_KEY, ""))
-        if all(found):
-            stored.append(found)
+    stored = [found for runner in (files.a, files.b) if all(found := stored_normalisation(runner.metadata))]
     if len(stored) == 2 and stored[0] != stored[1]:
         said = [" and ".join(",".join(f"{value:g}" for value in values) for values in found) for found in stored]
         both = f"{files.a.name} stores mean and std {said[0]}, and {files.b.name} {said[1]}"

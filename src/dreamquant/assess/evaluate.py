@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,22 @@ import torch
 from numpy.typing import NDArray
 
 from dreamquant.assess.labelled import LabelledImages
-from dreamquant.errors import DataError, ModelError
+from dreamquant.errors import DataError, ModelError, OptionError
 from dreamquant.network.graph import Network
+from dreamquant.network.load import load, stored_normalisation
+from dreamquant.runtime import onnx_runner
 
 Run = Callable[[NDArray[np.float32]], NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Runnable:
+    """What can be evaluated: `run` maps images (n, C, H, W) of `input_shape`, normalised with `mean` and `std`, to scores."""
+
+    run: Run
+    input_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -75,7 +88,7 @@ def evaluate(
 def class_scores(output: NDArray[Any], *, count: int, highest: int) -> NDArray[Any]:
     """The output as (count, classes), if it is one score per class, a number each, and has a class `highest`; DataError or
     ModelError if not."""
-    if output.ndim < 2 or len(output) != count or output.size != count * output.shape[1]:
+    if not is_per_class(output, count):
         raise DataError(f"{count} images gave an output of shape {output.shape}, which is not one score per class")
     scores = output.reshape(count, -1)
     if highest >= scores.shape[1]:
@@ -86,12 +99,55 @@ def class_scores(output: NDArray[Any], *, count: int, highest: int) -> NDArray[A
     return scores
 
 
+def is_per_class(output: NDArray[Any], count: int) -> bool:
+    """Whether an output on `count` images is one number per class, (count, classes) or with axes of length 1 behind."""
+    return output.ndim >= 2 and len(output) == count and output.size == count * output.shape[1]
+
+
 def label_ranks(scores: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.int64]:
     """How many classes come before the labelled one, 0 for none; equal scores go by class number."""
     own = np.take_along_axis(scores, labels[:, None], axis=1)
     lower = np.arange(scores.shape[1]) < labels[:, None]
     before: NDArray[np.int64] = ((scores > own) | ((scores == own) & lower)).sum(axis=1)
     return before
+
+
+def runnable(
+    model: str,
+    *,
+    input_shape: tuple[int, int, int] | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> Runnable:
+    """What `model` names: an ONNX file, quantized or not, as it is in ONNX Runtime, anything else as the network that it is.
+
+    Options are as in `load`. Raises what `load` and `onnx_runner` do, and OptionError where nobody has told the size of the
+    images or how their pixels are normalised.
+    """
+    run: Run
+    if model.endswith(".onnx"):
+        run = runner = onnx_runner(Path(model))
+        input_shape = input_shape or _known_shape(runner.input_shape, model)
+        if not mean or not std:
+            mean, std = stored_normalisation(runner.metadata)
+    else:
+        network = load(model, input_shape=input_shape, mean=mean, std=std)
+        run, input_shape, mean, std = torch_runner(network), network.input_shape, network.mean, network.std
+    check_normalised(model, mean, std)
+    return Runnable(run, input_shape, mean, std)
+
+
+def _known_shape(shape: tuple[int | None, int | None, int | None], model: str) -> tuple[int, int, int]:
+    channels, height, width = shape
+    if channels is None or height is None or width is None:
+        raise OptionError(f"{model} leaves the size of its images open: give --input-shape C,H,W")
+    return channels, height, width
+
+
+def check_normalised(model: str, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Raise OptionError unless it is known how the pixels that `model` takes are normalised."""
+    if not mean or not std:
+        raise OptionError(f"{model} does not store how pixels are normalised: give --mean and --std")
 
 
 def torch_runner(network: Network) -> Run:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dreamquant.assess.evaluate import class_scores, label_ranks
+from dreamquant.assess.evaluate import class_scores, is_per_class, label_ranks
 from dreamquant.errors import ModelError
 from dreamquant.network.scores import divergence
 
@@ -132,10 +132,7 @@ class Tally:
 
 def is_scores(output: Array, size: int) -> bool:
     """Whether an output on `size` images is one score for each of at least two classes."""
-    if output.ndim < 2 or output.dtype.kind != "f" or len(output) != size:
-        return False
-    classes = int(output.shape[1])
-    return classes > 1 and output.size == size * classes
+    return output.dtype.kind == "f" and is_per_class(output, size) and output.shape[1] > 1
 
 
 def _logits(scores: Array, softmax: bool) -> torch.Tensor:

@@ -57,12 +57,6 @@ def probe_images(network: Network, *, calibrated_by: str, seed: int) -> list[Sam
     ]
 
 
-def scores_classes(network: Network) -> bool:
-    """Whether the network's first output is scores of classes, so that answers can be right or wrong."""
-    image = torch.zeros((network.batch or 1, *network.input_shape))
-    return class_probabilities(network, float_scores(network, image)) is not None
-
-
 def probe(network: Network, run: Callable[[NDArray[np.float32]], NDArray[Any]], samples: Samples) -> Probe:
     """Compare what `run`, the quantized network, answers on samples; the network must score classes."""
     expected = float_scores(network, samples.images)

@@ -12,6 +12,7 @@ from dreamquant.errors import OptionError, OutputError
 from dreamquant.export.qdq import to_onnx
 from dreamquant.export.verify import Verification, verify
 from dreamquant.files import atomic_path
+from dreamquant.network.load import MEAN_KEY, STD_KEY, format_numbers
 from dreamquant.quantization.student import Student
 from dreamquant.samples import Samples
 
@@ -39,7 +40,7 @@ def export(student: Student, path: Path, samples: Samples, *, metadata: Mapping[
     properties = {entry.key: entry.value for entry in proto.metadata_props} | {
         "dreamquant.bits": str(student.bits),
         "dreamquant.plan": student.plan.name,
-        **({"dreamquant.mean": _numbers(network.mean), "dreamquant.std": _numbers(network.std)} if network.mean else {}),
+        **({MEAN_KEY: format_numbers(network.mean), STD_KEY: format_numbers(network.std)} if network.mean else {}),
         **(metadata or {}),
     }
     helper.set_model_props(proto, properties)
@@ -55,7 +56,3 @@ def check_format(path: Path) -> None:
     """`OptionError` unless the path's suffix names a format that can be written."""
     if path.suffix != ".onnx":
         raise OptionError(f"the output is {path}; its suffix must tell the format (known: .onnx)")
-
-
-def _numbers(values: tuple[float, ...]) -> str:
-    return ",".join(repr(value) for value in values)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dreamquant.errors import VerificationError
 from dreamquant.network.graph import run_batched
+from dreamquant.network.scores import top1_agreement
 from dreamquant.quantization.grid import FakeQuantize, Grid
 from dreamquant.quantization.student import Student
 from dreamquant.runtime import onnx_runner
@@ -80,11 +81,6 @@ def _compare(expected: Tensor, actual: Tensor) -> Verification:
         largest_difference=difference.max().item(),
         mean_difference=difference.mean().item(),
     )
-
-
-def top1_agreement(one: Tensor, other: Tensor) -> float:
-    """Percent of images (first axis) whose largest score stands at the same place; scores are along axis 1."""
-    return 100.0 * (one.argmax(1) == other.argmax(1)).double().mean().item()
 
 
 def _in_double_precision(student: Student, images: Tensor) -> Tensor:

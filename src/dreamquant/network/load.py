@@ -9,7 +9,7 @@ import os
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def load(
         raise OptionError(f"input_shape is {input_shape}; it must be (C, H, W), each at least 1")
     network = _load(model, input_shape)
     if mean is None:
-        mean, std = _stored_normalisation(network.source)
+        mean, std = stored_normalisation(_properties(network.source))
     _check_normalisation(mean, std or (), network.input_shape[0])
     return Network(network.graph, network.input_shape, network.source, mean, std or (), network.batch)
 
@@ -150,7 +150,8 @@ def _timm(name: str) -> nn.Module:
     return model
 
 
-def _stored_normalisation(source: Source) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _properties(source: Source) -> dict[str, str]:
+    """The properties of the file that a network was read from, as far as they matter here."""
     stored: dict[str, str] = {}
     if source.proto is not None:
         stored = {entry.key: entry.value for entry in source.proto.metadata_props}
@@ -160,7 +161,12 @@ def _stored_normalisation(source: Source) -> tuple[tuple[float, ...], tuple[floa
                 for key in (MEAN_KEY, STD_KEY):
                     if name.endswith(f"extra/{key}"):
                         stored[key] = archive.read(name).decode()
-    return parse_numbers(stored.get(MEAN_KEY, "")), parse_numbers(stored.get(STD_KEY, ""))
+    return stored
+
+
+def stored_normalisation(properties: Mapping[str, str]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std from the properties of a model file; empty where they are not among them."""
+    return parse_numbers(properties.get(MEAN_KEY, "")), parse_numbers(properties.get(STD_KEY, ""))
 
 
 def parse_numbers(text: str) -> tuple[float, ...]:
@@ -169,6 +175,11 @@ def parse_numbers(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(",")) if text.strip() else ()
     except ValueError:
         raise OptionError(f"{text!r} is no list of numbers like 0.485,0.456,0.406") from None
+
+
+def format_numbers(values: Iterable[float]) -> str:
+    """(0.5, 0.5) -> `"0.5,0.5"`, from which `parse_numbers` reads the same numbers, to the last bit."""
+    return ",".join(repr(value) for value in values)
 
 
 def _check_normalisation(mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> None:

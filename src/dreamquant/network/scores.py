@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -18,9 +20,18 @@ def float_scores(network: Network, images: Tensor, *, chunk: int = 64) -> Tensor
 def class_probabilities(network: Network, scores: Tensor) -> Tensor | None:
     """Probabilities (N, classes) from the network's scores, which are those already where it ends in a softmax; None for
     outputs that are no scores of at least two classes."""
-    if scores.dim() != 2 or scores.shape[1] < 2:
+    if not _of_classes(scores.shape):
         return None
     return scores if is_call(output_nodes(network.graph.graph)[0], SOFTMAX) else scores.softmax(1)
+
+
+def scores_classes(network: Network) -> bool:
+    """Whether the network's first output is scores of at least two classes, so that answers can be right or wrong."""
+    return _of_classes(output_nodes(network.graph.graph)[0].meta["shape"])
+
+
+def _of_classes(shape: Sequence[int]) -> bool:
+    return len(shape) == 2 and shape[1] > 1
 
 
 def divergence(expected: Tensor, actual: Tensor) -> float:

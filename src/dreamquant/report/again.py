@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dreamquant.network.graph import Network
+from dreamquant.network.load import format_numbers
 from dreamquant.recipe import Recipe
 from dreamquant.run import Result
 
@@ -33,7 +34,7 @@ def command_again(result: Result) -> str:
     parts = ["dreamquant", "quantize", network.source.text, "-o", output, "--recipe", SAVED, "--budget", AS_WRITTEN]
     parts += ["--seed", str(result.seed), "--input-shape", ",".join(map(str, network.input_shape))]
     if network.mean:
-        parts += [f"--mean={_numbers(network.mean)}", f"--std={_numbers(network.std)}"]
+        parts += [f"--mean={format_numbers(network.mean)}", f"--std={format_numbers(network.std)}"]
     return on_lines(parts)
 
 
@@ -53,10 +54,6 @@ def _python(network: Network, output: str, seed: int) -> str:
         fields |= {"mean": network.mean, "std": network.std}
     options = ", ".join(f"{name}={value!r}" for name, value in fields.items())
     return f"dreamquant.run(model, {output!r}, {options})"
-
-
-def _numbers(values: tuple[float, ...]) -> str:
-    return ",".join(repr(value) for value in values)
 
 
 def _key(name: str) -> str:

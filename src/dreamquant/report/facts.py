@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from dreamquant.report.tables import Table, allocation_table, layer_table, norm_
 from dreamquant.report.tiles import Tile, tiles
 from dreamquant.report.verdict import Verdict, cautions, no_trust, verdict
 from dreamquant.report.words import seconds
-from dreamquant.run import Progress, Result, versions
+from dreamquant.run import Progress, Result, telling, versions
 
 WEIGHED = 32  # samples that layers are weighed and looked at on
 WORST = 4  # layers up close
@@ -125,15 +124,11 @@ def gather(result: Result, *, command: Sequence[str] = (), progress: Progress | 
 def _weigh(result: Result, progress: Progress | None) -> tuple[list[LayerDamage], str]:
     """What each layer does alone, or why that cannot be told."""
     few = replace(result.samples, images=result.samples.images[:WEIGHED], labels=None, confidence=None)
-    callback = None if progress is None else partial(_weighing, progress)
+    callback = telling(progress, "weighing layers for the report")
     try:
         return sensitivities(result.network, few, result.student.plan, str(result.student.bits), callback), ""
     except ModelError as error:
         return [], str(error)
-
-
-def _weighing(progress: Progress, done: int, steps: int) -> None:
-    progress("weighing layers for the report", done, steps, 0.0)
 
 
 def _measure(result: Result) -> tuple[DreamMeasures | None, str]:

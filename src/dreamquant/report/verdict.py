@@ -8,9 +8,9 @@ from dreamquant.assess.agreement import Agreement
 from dreamquant.assess.assess import Assessment
 from dreamquant.assess.dreams import DreamMeasures
 from dreamquant.assess.latency import Latency
-from dreamquant.assess.probes import scores_classes
 from dreamquant.assess.trust import Trust
 from dreamquant.network.graph import Network
+from dreamquant.network.scores import scores_classes
 from dreamquant.report.words import number, percent, sentence, tenths
 from dreamquant.run import Result
 
