@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 METHODS = (ROOT / "docs" / "methods.md").read_text()
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "docs/methods.md", "docs/report.md", "examples/digits/README.md"]
+PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "examples/digits/README.md", *(ROOT / "docs").rglob("*.md"))
+DOCUMENTS = sorted(str(page.relative_to(ROOT)) for page in PAGES)
 
 
 def rows(heading: str) -> dict[str, list[str]]:
@@ -92,6 +94,15 @@ def test_links_lead_somewhere(name: str) -> None:
 
 def test_the_picture_is_small() -> None:
     assert (ROOT / "docs" / "dreams.png").stat().st_size < 100_000
+
+
+def test_the_readmes_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digits: Path) -> None:
+    (shown,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    shutil.copy(digits / "digits_bnfolded.onnx", tmp_path / "model.onnx")
+    monkeypatch.chdir(tmp_path)
+    exec(shown, {})
+    assert (tmp_path / "model.int8.onnx").exists()
+    assert (tmp_path / "model.html").exists()
 
 
 def test_the_worked_example_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, residual: Network) -> None:

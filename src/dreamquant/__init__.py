@@ -5,14 +5,18 @@
     student = quantize(network, samples, bits="W8A8")
     artifact = export(student, Path("model.int8.onnx"), samples)
 
-`run` is these lines, and measures what came of them.
+`run` is these lines, and measures what came of them; `write_report` makes a page of its result, `compare` holds two files against
+each other.
 """
 
 __version__ = "0.1.0"
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from dreamquant import _threads  # noqa: F401  (first: it must run before torch is imported)
+from dreamquant.assess.compare import Comparison, compare
+from dreamquant.assess.labelled import LabelledImages, load_labelled
 from dreamquant.errors import DreamQuantError
 from dreamquant.export.export import Artifact, export
 from dreamquant.network.graph import Network
@@ -25,30 +29,37 @@ from dreamquant.synthesis import Samples, synthesize
 
 if TYPE_CHECKING:
     from dreamquant.calibration import CalibrationReader, nncf_dataset
+    from dreamquant.report import write_report
 
 __all__ = [
     "Artifact",
     "CalibrationReader",
+    "Comparison",
     "DreamQuantError",
+    "LabelledImages",
     "Network",
     "Result",
     "Samples",
     "Student",
+    "compare",
     "export",
     "load",
+    "load_labelled",
     "nncf_dataset",
     "quantize",
     "read_samples",
     "run",
     "synthesize",
+    "write_report",
     "write_samples",
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """What needs `onnxruntime.quantization`, imported when it is first asked for."""
-    if name not in ("CalibrationReader", "nncf_dataset"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from dreamquant import calibration
+LATE = {"CalibrationReader": "calibration", "nncf_dataset": "calibration", "write_report": "report"}
 
-    return getattr(calibration, name)
+
+def __getattr__(name: str) -> Any:
+    """What needs more than a run does, imported when it is first asked for."""
+    if name not in LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"dreamquant.{LATE[name]}"), name)
