@@ -126,6 +126,11 @@ def test_what_cannot_be_reached_says_what_was(residual: Network, calibration: Sa
     assert "\n" not in str(caught.value)
 
 
+def test_a_network_that_is_left_float_is_no_answer(fragile: Network, samples: Samples, plan: Plan) -> None:
+    with pytest.raises(OptionError, match=r"only with every layer left float, .*one layer less in float it comes to agreement"):
+        allocate(fragile, samples, plan, bits="W2A2", method="auto", agreement=0.0, kl=1e-9)
+
+
 def test_a_single_sample_is_calibrated_and_measured_on(fragile: Network, samples: Samples, plan: Plan) -> None:
     one = Samples(samples.images[:1])
     totals = allocate(fragile, one, plan, bits="W8A8", method="auto", agreement=100.0, kl=1.0).totals

@@ -40,7 +40,7 @@ def auto(
     their damage. Every other sample is calibrated on and the rest is what agreement is measured on, a single one both.
 
     Rows: the damage (nats) at the plan's bits, and the decision. Totals: agreement (percent) and divergence (nats) before and
-    after. Raises `OptionError` for impossible options, and where what is asked cannot be reached.
+    after. Raises `OptionError` for impossible options, and where what is asked cannot be reached, or by the float network alone.
     """
     if not 0 <= agreement <= 100 or not kl >= 0 or most < 0:
         raise OptionError(f"auto asks for agreement {agreement} (0 to 100), kl {kl} (0 or more), most {most} (0 or more)")
@@ -72,6 +72,13 @@ def auto(
         if not fits(every, every):
             raise OptionError(_unreached(agreement, kl, measured[0, 0], measured[every, every], worst))
         found = (every, bisect_left(range(every), True, key=lambda count: fits(every, count)))
+        if found[1] == len(damage):
+            fewer = measured.get((every, every - 1), measured[every, 0])
+            raise OptionError(
+                f"auto reaches agreement {agreement:g} with kl {kl:g} only with every layer left float, which is no quantization;"
+                f" with one layer less in float it comes to agreement {fewer[0]:.2f} with kl {fewer[1]:.3g}, on"
+                f" {len(held_out)} images"
+            )
     eights, floats = ranking[: found[0]], worst[: found[1]]
     decisions = {**dict.fromkeys(damage, "as the plan"), **dict.fromkeys(eights, "8 bits"), **dict.fromkeys(floats, "float")}
     rows = [{"layer": name, "damage": damage[name], "decision": decisions[name]} for name in damage]
