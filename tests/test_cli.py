@@ -121,11 +121,11 @@ def test_agreement_raises_layers_until_it_is_reached(command: Command, digits: P
         "W2A4",
     )
     plain = json.loads(works(command, *arguments, "--json"))
-    raised = json.loads(works(command, *arguments, "--agreement", "90", "--json"))
+    raised = json.loads(works(command, *arguments, "--agreement", "80", "--json"))
     assert plain["agreement"]["top1"] < raised["agreement"]["top1"]
     assert raised["recipe"]["allocation"]["method"] == "auto"
     assert plain["bytes"] < raised["bytes"]
-    assert "auto: " in works(command, *arguments, "--agreement", "90")
+    assert "auto: " in works(command, *arguments, "--agreement", "80")
 
 
 def test_the_file_tells_how_it_was_made(command: Command, digits: Path, tmp_path: Path) -> None:

@@ -251,7 +251,7 @@ def _measured_rows(found: Comparison) -> list[tuple[str, str, str]]:
         rows += [
             ("top-1", f"{accuracy.a_top1:.2f} % of {accuracy.images}", f"{accuracy.b_top1:.2f} % ({change})"),
             ("top-5", f"{accuracy.a_top5:.2f} %", f"{accuracy.b_top5:.2f} %"),
-            ("images right alone", str(accuracy.only_a), str(accuracy.only_b)),
+            ("right alone", str(accuracy.only_a), str(accuracy.only_b)),
         ]
     return rows
 
