@@ -69,6 +69,22 @@ def test_units_compute_what_the_network_does(
         torch.testing.assert_close(got, seen[unit.output.name][1 if exact else 0])
 
 
+@pytest.mark.parametrize("head", [(nn.AdaptiveAvgPool2d(1), nn.Flatten()), (nn.MaxPool2d(3), nn.Flatten(), nn.ReLU())])
+def test_a_block_is_learnt_before_the_map_is_pooled_away(
+    fill: Callable[..., nn.Module], images: Callable[..., Tensor], head: tuple[nn.Module, ...]
+) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 4, 1), nn.ReLU(), *head, nn.Linear(4, 3))
+    network = capture(fill(module, (3, 9, 9)), (3, 9, 9))
+    student = quantize(network, Samples(images(4, (3, 9, 9))), bits="W4A4", plan="brecq")
+    stem, block, last = segment_units(student)
+
+    assert "pool" in stem.output.name  # a pooling that leaves a map stays with its layer
+    assert block.output.name.startswith("relu")
+    assert block.output.meta["shape"][1:] == (4, 3, 3)
+    assert last.input is block.output
+    assert len(last.nodes) > len(head)
+
+
 def test_a_depthwise_layer_is_grouped_with_the_one_behind_it(
     fill: Callable[..., nn.Module], images: Callable[..., Tensor]
 ) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, fx
@@ -18,6 +20,7 @@ from dreamquant.quantization.walk import KEPT
 
 Modules = Mapping[fx.Node, Any]  # by the node of a quantizer: what is run in its place
 _SIZE = aten.sym_size.int
+POOLED = 8  # times fewer values: a pooling that leaves little of a map to learn from
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,10 @@ class Unit:
 
 
 def segment_units(student: Student) -> list[Unit]:
-    """One unit a segment. A quantizer behind a segment belongs to the next one, whose input it quantizes."""
+    """One unit a segment, up to where little is left of its map: a global pooling, and a quantizer, belong to the unit behind.
+
+    A block is learnt for the map that it computes, as BRECQ and Genie do: of a pooled one a few images say too little.
+    """
     found: list[Unit] = []
     moved: list[fx.Node] = []
     graph = student.network.graph
@@ -87,11 +93,31 @@ def segment_units(student: Student) -> list[Unit]:
     for segment in segments(student.network):
         nodes = [*moved, *segment.nodes]
         moved = []
-        while nodes[-1].op == "call_module" and set(nodes[-1].all_input_nodes) <= {nodes[-2]}:
-            moved.insert(0, nodes.pop())
+        while len(nodes) > (end := _end(nodes)):
+            moved = nodes[end:] + moved
+            nodes = nodes[:end]
         found.append(Unit(graph, source or segment.input, tuple(nodes)))
         source = nodes[-1]
     return found
+
+
+def _end(nodes: list[fx.Node]) -> int:
+    """How many of a segment's nodes are left without a last quantizer, and without pooling at its end and what follows that."""
+    if nodes[-1].op == "call_module" and set(nodes[-1].all_input_nodes) <= {nodes[-2]}:
+        return len(nodes) - 1
+    end = len(nodes)
+    tensors = [node for node in nodes if "shape" in node.meta]  # not the sizes that are taken of them
+    for before, node in reversed(list(pairwise(tensors))):
+        if is_call(node, WEIGHTED) or data_inputs(node) != [before]:
+            break
+        if POOLED * _values(node) <= _values(before):
+            end = nodes.index(before) + 1
+    return end
+
+
+def _values(node: fx.Node) -> int:
+    """Values of one image in a node's tensor."""
+    return math.prod(node.meta["shape"][1:])
 
 
 def grouped(units: list[Unit]) -> list[Unit]:
