@@ -171,6 +171,9 @@ def training() -> Iterable[Case]:
             settings = {"method": method, "budget": "standard"}
             yield Case("resnet20", method, bits, images, plan="zeroq", count=256, options=options, training=settings)
         yield Case("resnet20", "not trained, dsg images", bits, "dsg", plan="zeroq", count=256)
+        for method in ("lrq", "gdfq", "dsg_qat"):
+            kept = {"method": method, "budget": "standard", "range_epochs": 0}
+            yield Case("resnet20", f"{method}, dsg images, start's ranges", bits, "dsg", plan="zeroq", count=256, training=kept)
 
 
 HARD = {"lower": 0.05, "target": 0.95}
