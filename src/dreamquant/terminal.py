@@ -72,7 +72,12 @@ def print_result(result: Result, report: Path | None = None) -> None:
     table.add_row(
         "proof",
         f"in ONNX Runtime, {proof.top1_agreement:.2f} % of {proof.samples} samples keep the student's top-1;"
-        f" largest difference {proof.largest_difference:.3g}",
+        f" largest difference {proof.largest_difference:.3g}"
+        + (
+            ""
+            if proof.rounding_agreement is None
+            else f" (held against {proof.precision} precision; of the student's own two {proof.rounding_agreement:.2f} % agree)"
+        ),
     )
     agreement = assessment.agreement
     table.add_row(

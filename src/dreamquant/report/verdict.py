@@ -143,9 +143,12 @@ def cautions(result: Result, measures: DreamMeasures | None) -> list[str]:
     if assessment.float_layers:
         found.append(f"Left in float, and as large and slow as before: {', '.join(assessment.float_layers)}.")
     if proof.rounding_difference is not None:
+        itself = proof.rounding_agreement
+        kept = "" if itself is None else f", and {percent(itself / 100)} of its top classes stay"
         found.append(
             f"The file's scores differ from the student's in {proof.precision} precision by {number(proof.mean_difference)} on"
-            f" average. Between single and double precision the student's own differ by {number(proof.rounding_difference)}."
+            f" average. Between single and double precision the student's own differ by {number(proof.rounding_difference)}"
+            f"{kept}."
         )
     found.append(
         f"Times are of one machine, {assessment.latency.processor}, on noise, one file after the other; another processor"
