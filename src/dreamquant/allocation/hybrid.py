@@ -38,8 +38,9 @@ def hybrid(
 ) -> Allocation:
     """Gives a layer's weights one scale each channel only where one scale for all of them costs more.
 
-    Algorithm 2: gap = D_PT - D_PC, the divergences (nats) with nothing quantized but the layer's weights, per tensor and per
-    channel. Layers become per channel in the order of their gaps, the largest first:
+    Algorithm 2, as it is recalled (the abstract tells of layers chosen by their sensitivity): gap = D_PT - D_PC, the divergences
+    (nats) with nothing quantized but the layer's weights, per tensor and per channel. Layers become per channel in the order of
+    their gaps, the largest first:
 
     - `accuracy`: those of gap > 0. The sum of the single divergences is then the least there is, the whole student's need not
       be: while it is worse than that of all-per-channel weights, further layers join (ours; found by bisection).

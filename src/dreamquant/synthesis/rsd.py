@@ -39,14 +39,15 @@ def rsd(
     schedule: str = "plateau",
     tolerance: float = 0.0,
     start: str = "published",  # Gaussian noise; "procedural": dead leaves
-    class_loss: str = "ce",  # "mse_softmax" is the paper's; its gradient vanishes where there are many classes
+    class_loss: str = "ce",  # "mse_softmax" is recalled of the paper; its gradient vanishes where there are many classes
     class_weight: float = 1.0,
     per_sample: bool = False,
 ) -> Samples:
     """Images of chosen classes, Gaussian at the input, that match BatchNorm statistics where there are any.
 
-    Algorithm 1: total = L_BN / (number of BatchNorms) + L_G + class_weight * L_C; classes are spread evenly over the images.
-    L_BN vanishes for a network without BatchNorm. Learning rate and schedule are not published; ZeroQ's schedule is used.
+    total = L_BN / (number of BatchNorms) + L_G + class_weight * L_C; classes are spread evenly over the images. L_BN vanishes
+    for a network without BatchNorm. That is algorithm 1 as it is recalled: the abstract says that images come from the
+    statistics of the network's layers, the body was not at hand. Learning rate and schedule are ZeroQ's.
     """
     if class_loss not in ("ce", "mse_softmax"):
         raise OptionError(f"rsd.class_loss is {class_loss!r} (known: ce, mse_softmax)")

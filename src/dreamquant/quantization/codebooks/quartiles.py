@@ -21,7 +21,8 @@ def quartiles(rows: Tensor, *, bits: int, share: float = 0.5, fence: float = 1.5
     weight; largest remainders make them whole. It has two at least, one where its weights are all the same; with 2 bits one
     in the middle of a tail. Of the body's levels the nearest to 0 is moved to 0.
 
-    The paper tells of the clusters and of what they share by; fences, formula, and what follows are ours. `search`: each group
+    The abstract tells of clusters that share levels by count and range; that there are three, cut by quartiles, is recalled of
+    the paper; fences, formula, and what follows are ours. `search`: each group
     has the share of 0, 1/4, 1/2, 3/4, 1 with the least squared error instead, and the levels of the symmetric or asymmetric
     uniform grid over its whole range where those are better still, so that no group is worse off than on them.
 
