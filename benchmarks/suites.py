@@ -168,7 +168,7 @@ def training() -> Iterable[Case]:
         for method in ("lrq", "lrq_generator", "gdfq", "dsg_qat"):
             images = {"dsg_qat": "dsg"}.get(method, "lrq")
             options = HARD if images == "lrq" else {}
-            settings = {"method": method, "budget": "standard"}
+            settings = {"method": method, "budget": "standard", "range_epochs": 8}
             yield Case("resnet20", method, bits, images, plan="zeroq", count=256, options=options, training=settings)
         yield Case("resnet20", "not trained, dsg images", bits, "dsg", plan="zeroq", count=256)
         for method in ("lrq", "gdfq", "dsg_qat"):
