@@ -120,8 +120,8 @@ def _learnt(rows: list[Row]) -> str:
     for model, label in dict.fromkeys((row["model"], row["label"]) for row in rows):
         mine = [row for row in rows if (row["model"], row["label"]) == (model, label)]
         cells = [_mean([row["top1"] for row in mine if row["bits"] == width]) for width in widths]
-        for seconds in ([_seconds(row) for row in mine], [row["synthesis_processor_seconds"] for row in mine]):
-            cells.append(f"{sum(seconds) / len(seconds):.0f}")  # over widths and seeds: no spread of anything
+        both = [_seconds(row) for row in mine], [row["synthesis_processor_seconds"] for row in mine]
+        cells += [f"{sum(seconds) / len(seconds):.0f}" for seconds in both]  # over widths and seeds: no spread of anything
         lines.append(f"| {model} | {label} | {mine[0]['float_top1']:.2f} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
