@@ -105,13 +105,14 @@ def _order(rows: list[Row], model: str, bits: str) -> tuple[int, ...]:
 def latencies(rows: list[Row]) -> str:
     """Milliseconds of all-tensor, hybrid and all-channel files, and the all-channel file's time over their own."""
     lines = [
-        "| network | runtime | file | layers per channel | bytes | ms | speed against all per channel | quartiles |",
-        "|---|---|---|---:|---:|---:|---:|---|",
+        "| processor | network | runtime | file | layers per channel | bytes | ms | speed against all per channel | quartiles |",
+        "|---|---|---|---|---:|---:|---:|---:|---|",
     ]
     for row in rows:
         runtime = row["runtime"].partition("-")[0]  # without the build's number
         low, high = row["quartiles"]
         lines.append(
+            f"| {row['processor']} "
             f"| {row['model']} | {runtime} | {row['file']} | {row['channel_layers']} of {row['layers']} | {row['bytes']:,}"
             f" | {row['ms']:.3f} | {row['speed_against_channel']:.2f} | {low:.2f} to {high:.2f} |"
         )

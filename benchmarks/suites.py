@@ -185,6 +185,7 @@ def auto() -> Iterable[RecipeCase]:
         for model in MODELS:
             if model != "digits":
                 yield RecipeCase(model, "auto", bits)
+    yield RecipeCase("mobilenetv2", "auto", "W4A4", budget="quick")
 
 
 RANGES = (("noise", "W8A8"), ("noise", "W4A4"), ("rsd", "W8A8"), ("dfq", "W8A8"), ("ocs", "W4A8"), ("rsd_hybrid", "W6A6"))
