@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 
 from dreamquant.errors import ModelError, VerificationError
 from dreamquant.export.qdq import to_onnx
-from dreamquant.export.verify import verify
+from dreamquant.export.verify import _kept, verify
 from dreamquant.network.graph import Network
 from dreamquant.network.load import load
 from dreamquant.quantization.plan import load_plan
@@ -76,3 +77,10 @@ def test_a_file_that_the_runtime_refuses_fails(student: Student, calibration: Sa
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ModelError, match=r"cannot load .*model\.onnx"):
         verify(student, path, calibration.images)
+
+
+def test_classes_of_equal_scores_share_their_rank() -> None:
+    expected = torch.tensor([[2.0, 1.0, 0.0], [2.0, 1.0, 0.0], [2.0, 1.0, 0.0]])
+    actual = torch.tensor([[2.0, 2.0000005, 0.0], [2.0, 2.00002, 0.0], [2.0, 1.0, 0.0]])
+    assert _kept(expected, actual).tolist() == [True, False, True]
+    assert _kept(expected.unsqueeze(-1), actual.unsqueeze(-1)).shape == (3, 1)
