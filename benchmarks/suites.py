@@ -242,6 +242,9 @@ def folded() -> Iterable[Case]:
         for label, changes in (("min-max", {}), ("percentile, biases corrected", ranges)):
             for bits in ("W8A8", "W6A6"):
                 yield Case(model, f"fractal, {label}", bits, "fractal", plan="zeroq", changes=changes)
+    for bits in ("W8A8", "W6A6"):
+        label = "anchored, percentile, biases corrected"
+        yield Case("mobilenetv1_bnfolded", label, bits, "anchored", plan="zeroq", changes=ranges)
 
 
 SUITES: dict[str, Callable[[], Iterable[Case | RecipeCase | SpeedCase]]] = {
