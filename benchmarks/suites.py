@@ -243,8 +243,9 @@ def folded() -> Iterable[Case]:
             for bits in ("W8A8", "W6A6"):
                 yield Case(model, f"fractal, {label}", bits, "fractal", plan="zeroq", changes=changes)
     for bits in ("W8A8", "W6A6"):
-        label = "anchored, percentile, biases corrected"
-        yield Case("mobilenetv1_bnfolded", label, bits, "anchored", plan="zeroq", changes=ranges)
+        for images, count in (("fractal", 256), ("anchored", 64)):
+            label = f"{count} {images}, percentile, biases corrected"
+            yield Case("mobilenetv1_bnfolded", label, bits, images, plan="zeroq", count=count, changes=ranges)
 
 
 SUITES: dict[str, Callable[[], Iterable[Case | RecipeCase | SpeedCase]]] = {
