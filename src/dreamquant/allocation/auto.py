@@ -73,7 +73,7 @@ def auto(
             raise OptionError(_unreached(agreement, kl, measured[0, 0], measured[every, every], worst))
         found = (every, bisect_left(range(every), True, key=lambda count: fits(every, count)))
         if found[1] == len(damage):
-            fewer = measured.get((every, every - 1), measured[every, 0])
+            fewer = measured[every, every - 1]
             raise OptionError(
                 f"auto reaches agreement {agreement:g} with kl {kl:g} only with every layer left float, which is no quantization;"
                 f" with one layer less in float it comes to agreement {fewer[0]:.2f} with kl {fewer[1]:.3g}, on"
