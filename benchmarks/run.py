@@ -202,7 +202,7 @@ def measure_file(data: Path, name: str, artifact: Artifact, calibrated_by: str) 
         "test_images": found.images,
         "probes": [asdict(answer) for answer in answers],
         "agreement_of_file": artifact.verification.top1_agreement,
-        "rounding_agreement": artifact.verification.rounding_agreement,
+        "steps_of_file": asdict(artifact.verification.steps),
         "mean_difference_of_file": artifact.verification.mean_difference,
         "bytes": artifact.size,
         "float_bytes": float_bytes,

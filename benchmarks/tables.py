@@ -93,13 +93,22 @@ def _recipes(rows: list[Row]) -> str:
                 _mean([row["top1"] for row in mine]),
                 f"{first['bytes'] / first['float_bytes']:.3f}",
                 f"{first['speed']:.2f}",
-                f"{min(row['agreement_of_file'] for row in mine):.1f} %",
+                _proven(mine),
                 _mean([row["processor_seconds"]["all"] for row in mine], "{:.0f}"),
                 _published(first["recipe"]["name"], bits),
             ]
             lines.append(f"| {model} | {label} | {bits} | {' | '.join(cells)} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
+
+
+def _proven(rows: list[Row]) -> str:
+    """Percent of the top-1 that the files keep at least, and of that which they keep where each layer is taken by itself."""
+    steps = [row["steps_of_file"] for row in rows if "steps_of_file" in row]
+    kept = f"{min(row['agreement_of_file'] for row in rows):.1f} %"
+    if not steps or any(step["apart"] for step in steps):
+        return kept
+    return f"{kept}, {min(step['top1_agreement'] for step in steps):.1f} %"
 
 
 def _published(recipe: str, bits: str) -> str:
@@ -140,7 +149,7 @@ def _granularities(rows: list[Row]) -> str:
             f"{first['channel_layers']} of {first['layers']}",
             f"{first['mean_bits']:.2f}",
             f"{first['processor_seconds']['allocation']:.0f}",
-            f"{min(row['agreement_of_file'] for row in mine):.1f} %",
+            _proven(mine),
         ]
         lines.append(f"| {model} | {label} | {bits} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -87,7 +87,7 @@ def difference(student: Student, images: Tensor) -> float:
 
     Sums in another order move single activations to the next level, and with them single outputs by a hundredth.
     """
-    proto = to_onnx(student)
+    proto = to_onnx(student).proto
     onnx.checker.check_model(proto, full_check=True)
     actual = torch.from_numpy(onnx_runner(proto.SerializeToString(), optimize=False)(images.numpy()))
     return ((student(images) - actual).abs().mean() / student(images).std()).item()
@@ -143,7 +143,7 @@ def test_layers_of_all_kinds_are_looked_up(
 @pytest.mark.parametrize("granularity", ["tensor", "channel"])
 def test_a_shared_weight_is_stored_and_looked_up_once(kinds: Network, images: Callable[..., Tensor], granularity: str) -> None:
     student = student_of(kinds, Samples(images(16, SHAPE)), plan="zeroq", weight_granularity=granularity)
-    proto = to_onnx(student)
+    proto = to_onnx(student).proto
     lookup = "Gather" if granularity == "tensor" else "GatherElements"
     looked_up = [node.input[1] for node in proto.graph.node if node.op_type == lookup]
     cast = {name for node in proto.graph.node if node.op_type == "Cast" for name in node.output}
@@ -161,7 +161,7 @@ def test_up_to_four_bits_are_stored_two_to_a_byte(
     kinds: Network, images: Callable[..., Tensor], bits: int, granularity: str
 ) -> None:
     student = student_of(kinds, Samples(images(16, SHAPE)), bits=f"W{bits}A8", plan="zeroq", weight_granularity=granularity)
-    proto = to_onnx(student)
+    proto = to_onnx(student).proto
     found = indices(proto)
 
     assert len(found) == WEIGHTS
@@ -174,7 +174,7 @@ def test_up_to_four_bits_are_stored_two_to_a_byte(
 @pytest.mark.parametrize("bits", [5, 6])
 def test_more_bits_are_stored_in_a_byte_each(kinds: Network, images: Callable[..., Tensor], bits: int) -> None:
     student = student_of(kinds, Samples(images(16, SHAPE)), bits=f"W{bits}A8", plan="zeroq", weight_granularity="tensor")
-    proto = to_onnx(student)
+    proto = to_onnx(student).proto
 
     assert [tensor.data_type for tensor in indices(proto)] == [TensorProto.UINT8] * WEIGHTS
     assert proto.opset_import[0].version < 21
@@ -185,7 +185,7 @@ def test_more_bits_are_stored_in_a_byte_each(kinds: Network, images: Callable[..
 def test_no_weight_takes_more_than_its_floats(kinds: Network, images: Callable[..., Tensor], granularity: str, bits: str) -> None:
     """A small weight of many levels would need a table larger than itself; its floats are stored, on their levels."""
     student = student_of(kinds, Samples(images(16, SHAPE)), bits=bits, weight_granularity=granularity)
-    stored = initializers(to_onnx(student))
+    stored = initializers(to_onnx(student).proto)
     sizes = Counter[str]()
     for name, tensor in stored.items():
         for end in ("_q", "_levels"):
@@ -208,7 +208,7 @@ def test_no_weight_takes_more_than_its_floats(kinds: Network, images: Callable[.
 @pytest.mark.parametrize("granularity", ["tensor", "channel"])
 def test_what_is_stored_is_the_students_weights(kinds: Network, images: Callable[..., Tensor], granularity: str) -> None:
     student = student_of(kinds, Samples(images(16, SHAPE)), plan="zeroq", weight_granularity=granularity)
-    proto = to_onnx(student)
+    proto = to_onnx(student).proto
     stored, tables = initializers(proto), {}
     casts = {node.output[0]: node.input[0] for node in proto.graph.node if node.op_type == "Cast"}
     for node in proto.graph.node:
@@ -241,7 +241,7 @@ def optimized(proto: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
 def test_levels_are_looked_up_when_the_file_is_loaded(
     kinds: Network, images: Callable[..., Tensor], tmp_path: Path, granularity: str
 ) -> None:
-    proto = to_onnx(student_of(kinds, Samples(images(16, SHAPE)), weight_granularity=granularity))
+    proto = to_onnx(student_of(kinds, Samples(images(16, SHAPE)), weight_granularity=granularity)).proto
     before, after = (Counter(node.op_type for node in model.graph.node) for model in (proto, optimized(proto, tmp_path)))
     lookup = "Gather" if granularity == "tensor" else "GatherElements"
 
@@ -261,7 +261,7 @@ def test_the_runtime_does_not_round_the_levels_again(
     for one in (network, kinds):
         samples = Samples(images(40, one.input_shape, seed=9))
         student = student_of(one, samples, plan=plan, weight_granularity=granularity)
-        stored = optimized(to_onnx(student), tmp_path).graph.initializer
+        stored = optimized(to_onnx(student).proto, tmp_path).graph.initializer
         artifact = export(student, tmp_path / "net.onnx", samples)
 
         assert not WHOLE.intersection(tensor.data_type for tensor in stored if np.prod(tensor.dims) > 1)
@@ -273,7 +273,7 @@ def test_the_runtime_does_not_round_layers_that_were_left_in_float(
 ) -> None:
     layer = weighted_nodes(network.graph.graph)[1]  # it stands in a residual block, between quantized tensors
     student = quantize(network, calibration, bits="W8A8", layers={layer.name: {"keep_float": True}})
-    stored = optimized(to_onnx(student), tmp_path).graph.initializer
+    stored = optimized(to_onnx(student).proto, tmp_path).graph.initializer
     weights = [tensor for tensor in stored if np.prod(tensor.dims) >= 7 * 7 * 9]
 
     assert student.float_layers() == [layer.name]
@@ -281,7 +281,7 @@ def test_the_runtime_does_not_round_layers_that_were_left_in_float(
 
 
 def test_biases_stay_float(network: Network, calibration: Samples) -> None:
-    proto = to_onnx(student_of(network, calibration))
+    proto = to_onnx(student_of(network, calibration)).proto
 
     assert TensorProto.INT32 not in {tensor.data_type for tensor in proto.graph.initializer}
 
@@ -300,7 +300,7 @@ def test_a_codebook_makes_a_smaller_file(images: Callable[..., Tensor]) -> None:
     floats = 4 * sum(tensor.numel() for tensor in wide.graph.buffers())
     for granularity, most in (("tensor", 0.17), ("channel", 0.23)):
         student = student_of(wide, Samples(images(4, SHAPE)), plan="zeroq", weight_granularity=granularity)
-        assert to_onnx(student).ByteSize() < most * floats
+        assert to_onnx(student).proto.ByteSize() < most * floats
 
 
 # --- what cannot be said ------------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ def network(request: pytest.FixtureRequest, residual: Network, residual_onnx: Pa
 
 
 def largest_difference(student: Student, images: Tensor, *, optimize: bool) -> float:
-    proto = to_onnx(student)
+    proto = to_onnx(student).proto
     onnx.checker.check_model(proto, full_check=True)
     actual = torch.from_numpy(onnx_runner(proto.SerializeToString(), optimize=optimize)(images.numpy()))
     return (student(images) - actual).abs().max().item()
@@ -111,7 +111,7 @@ def test_four_bits_are_stored_two_to_a_byte(
     network: Network, calibration: Samples, symmetric: bool, four: str, eight: str
 ) -> None:
     student = quantize(network, calibration, bits="W4A8", weight_symmetric=symmetric, integer_bias=False)
-    proto = to_onnx(student)
+    proto = to_onnx(student).proto
     kinds = Counter(TensorProto.DataType.Name(tensor.data_type) for tensor in quantized_weights(proto))
 
     assert kinds == {four: 7, eight: 2}
@@ -120,9 +120,17 @@ def test_four_bits_are_stored_two_to_a_byte(
             assert len(tensor.raw_data) == -(-int(np.prod(tensor.dims)) // 2)
 
 
-def test_what_is_stored_is_the_students_integers(network: Network, calibration: Samples) -> None:
+@pytest.mark.parametrize("between", [False, True], ids=["anywhere", "between two levels"])
+def test_what_is_stored_is_the_students_integers(network: Network, calibration: Samples, between: bool) -> None:
+    """Also of weights that single precision sees half way between two levels, and double precision a little off."""
     student = quantize(network, calibration, bits="W4A8")
-    stored = [numpy_helper.to_array(tensor).astype(np.int32) for tensor in quantized_weights(to_onnx(student))]
+    for tensor in student.tensors() if between else ():
+        if tensor.kind == "weight":
+            weight = student.network.graph.get_buffer(str(tensor.node.target))
+            scale, _ = tensor.grid.shaped(weight.dim())
+            weight.copy_((torch.floor(weight / scale) + 0.5) * scale)
+            tensor.node.meta["changed"] = True
+    stored = [numpy_helper.to_array(tensor).astype(np.int32) for tensor in quantized_weights(to_onnx(student).proto)]
     graph = student.network.graph
     expected = [
         tensor.grid.integers(graph.get_buffer(str(tensor.node.target))).numpy().astype(np.int32)
@@ -136,7 +144,7 @@ def test_what_is_stored_is_the_students_integers(network: Network, calibration: 
 
 def test_activations_are_in_eight_bits_whatever_they_have(network: Network, calibration: Samples) -> None:
     """ONNX Runtime refuses a Clip before QuantizeLinear to 4 bits."""
-    proto = to_onnx(quantize(network, calibration, bits="W4A4"))
+    proto = to_onnx(quantize(network, calibration, bits="W4A4")).proto
     stored = initializers(proto)
     zeros = [stored[node.input[2]] for node in proto.graph.node if node.op_type == "QuantizeLinear"]
 
@@ -148,7 +156,7 @@ def test_activations_are_in_eight_bits_whatever_they_have(network: Network, cali
 def test_narrow_activations_take_no_more_levels_than_they_have(
     network: Network, calibration: Samples, images: Callable[..., Tensor], bits: int
 ) -> None:
-    proto = to_onnx(quantize(network, calibration, bits=f"W8A{bits}", plan="zeroq"))
+    proto = to_onnx(quantize(network, calibration, bits=f"W8A{bits}", plan="zeroq")).proto
     integers = [node.output[0] for node in proto.graph.node if node.op_type == "QuantizeLinear"]
     for name in integers:
         proto.graph.output.append(helper.make_tensor_value_info(name, TensorProto.UINT8, None))
@@ -163,14 +171,14 @@ def test_few_bits_make_a_smaller_file(digits: Path) -> None:
     path = digits / "digits_bnfolded.onnx"
     network = load(path)
     samples = Samples(torch.randn(8, *network.input_shape, generator=torch.Generator().manual_seed(0)))
-    eight, four = (to_onnx(quantize(network, samples, bits=bits)).ByteSize() for bits in ("W8A8", "W4A8"))
+    eight, four = (to_onnx(quantize(network, samples, bits=bits)).proto.ByteSize() for bits in ("W8A8", "W4A8"))
 
     assert eight < 0.45 * path.stat().st_size
     assert four < 0.7 * eight
 
 
 def test_no_float_weights_are_left_behind(network: Network, calibration: Samples) -> None:
-    proto = to_onnx(quantize(network, calibration))
+    proto = to_onnx(quantize(network, calibration)).proto
     largest = max(
         (int(np.prod(tensor.dims)) for tensor in proto.graph.initializer if tensor.data_type == TensorProto.FLOAT),
         default=0,
@@ -183,7 +191,7 @@ def test_no_float_weights_are_left_behind(network: Network, calibration: Samples
 
 def test_the_opset_is_no_newer_than_it_must_be(network: Network, calibration: Samples) -> None:
     def opset(bits: str) -> int:
-        return to_onnx(quantize(network, calibration, bits=bits)).opset_import[0].version
+        return to_onnx(quantize(network, calibration, bits=bits)).proto.opset_import[0].version
 
     assert opset("W8A8") == (17 if network.source.proto is None else 13)
     assert opset("W5A3") == opset("W8A8")
@@ -203,7 +211,7 @@ def test_names_and_metadata_of_an_incoming_file_survive(residual_onnx: Path, cal
     before = {node.name: node.op_type for node in proto.graph.node}
     network = load(path)
     for bits in ("W8A8", "W4A4"):
-        made = to_onnx(quantize(network, calibration, bits=bits))
+        made = to_onnx(quantize(network, calibration, bits=bits)).proto
         after = {node.name: node.op_type for node in made.graph.node}
         kept = {name: kind for name, kind in before.items() if kind not in ("BatchNormalization", "Constant", "Cast")}
 
@@ -234,7 +242,7 @@ def test_an_output_may_be_quantized_and_keeps_its_name(images: Callable[..., Ten
     samples = Samples(images(8, (3, 5, 6)))
     student = quantize(network, samples)
 
-    assert [output.name for output in to_onnx(student).graph.output] == ["output_0", "output_1"]
+    assert [output.name for output in to_onnx(student).proto.graph.output] == ["output_0", "output_1"]
     assert largest_difference(student, samples.images, optimize=False) < 1e-5
 
 
@@ -377,7 +385,7 @@ def test_convolutions_really_run_in_integers(network: Network, calibration: Samp
     options = ort.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     options.log_severity_level = 3
-    proto = to_onnx(quantize(network, calibration, bits="W8A8", plan="deploy"))
+    proto = to_onnx(quantize(network, calibration, bits="W8A8", plan="deploy")).proto
     ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     kinds = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
 

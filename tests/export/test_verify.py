@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -27,54 +28,88 @@ def student(residual: Network, calibration: Samples) -> Student:
     return quantize(residual, calibration, bits="W4A4")
 
 
-def written(student: Student, folder: Path, tampered: int | None = None) -> Path:
-    """The student's file; the weights of one layer are eight times what they should be."""
-    proto = to_onnx(student)
+@pytest.fixture(scope="module")
+def eight(residual: Network, calibration: Samples) -> Student:
+    return quantize(residual, calibration, bits="W8A8")
+
+
+def weights_and_scales(proto: onnx.ModelProto) -> list[tuple[str, onnx.TensorProto]]:
+    """The names of the weights' integers and the tensors of their scales."""
+    stored = {tensor.name: tensor for tensor in proto.graph.initializer}
+    dequantized = [node.input for node in proto.graph.node if node.op_type == "DequantizeLinear"]
+    return [(weight, stored[scale]) for weight, scale, *_ in dequantized if weight in stored and len(stored[weight].dims) > 1]
+
+
+def written(student: Student, folder: Path, tampered: int | None = None, by: float = 8) -> tuple[Path, Mapping[str, str]]:
+    """The student's file and its integers' names; the weights of one layer may be some times what they should be."""
+    proto, integers = to_onnx(student)
     if tampered is not None:
-        stored = {tensor.name: tensor for tensor in proto.graph.initializer}
-        dequantized = [node.input for node in proto.graph.node if node.op_type == "DequantizeLinear"]
-        scales = [scale for weight, scale, *_ in dequantized if weight in stored and len(stored[weight].dims) > 1]
-        scale, tensor = scales[tampered], stored[scales[tampered]]
-        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(8), scale))
+        _, tensor = weights_and_scales(proto)[tampered]
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(by), tensor.name))
     path = folder / "model.onnx"
     onnx.save(proto, path)
-    return path
+    return path, integers
 
 
-def test_a_true_file_passes_and_says_how_near_it_is(student: Student, calibration: Samples, tmp_path: Path) -> None:
-    found = verify(student, written(student, tmp_path), calibration.images)
+@pytest.mark.parametrize("bits", ["W4A4", "W8A8"])
+def test_a_true_file_passes_and_says_how_near_it_is(bits: str, residual: Network, calibration: Samples, tmp_path: Path) -> None:
+    student = quantize(residual, calibration, bits=bits)
+    path, integers = written(student, tmp_path)
+    found = verify(student, path, calibration.images, integers)
 
     assert found.samples == len(calibration)
     assert found.top1_agreement == 100.0
     assert found.mean_difference <= found.largest_difference < 1e-5
-    assert found.precision == "single"
-    assert found.rounding_agreement is found.rounding_difference is None
+    inside = [tensor for tensor in student.tensors() if tensor.kind == "activation"]
+    assert set(integers) == {tensor.quantizer.name for tensor in inside}
+    assert found.steps.values == len(calibration) * sum(torch.Size(tensor.node.meta["shape"][1:]).numel() for tensor in inside)
+    assert found.steps.apart == {}
+    assert found.steps.borders < 1e-4 * found.steps.values
+    assert found.steps.top1_agreement == 100.0
+    assert found.steps.largest_difference < 1e-5
 
 
-def test_integer_sums_are_held_against_exact_ones(data_dir: Path, tmp_path: Path) -> None:
-    """A deep network of a thousand near classes: single precision rounds some values to the other side of a border."""
+def test_where_rounding_moves_the_outputs_every_layer_is_held_against_the_student(data_dir: Path, tmp_path: Path) -> None:
+    """A deep network of a thousand near classes: its own sums round some values to the other side of a border."""
     network = load(data_dir / "imagenet/mobilenetv1_025.pt2", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     samples = synthesize(network, 16, method="fractal", seed=0)
     student = quantize(network, samples, bits="W8A8", plan=load_plan("deploy", weight_granularity="tensor"))
-    found = verify(student, written(student, tmp_path), samples.images)
+    path, integers = written(student, tmp_path)
+    found = verify(student, path, samples.images, integers)
 
-    assert found.top1_agreement == 100.0
-    assert found.precision == "single" or (found.rounding_difference or 0) > found.mean_difference
+    assert 0 < found.steps.borders < 1e-5 * found.steps.values
+    assert found.steps.apart == {}
+    assert found.steps.top1_agreement == 100.0
+    assert found.steps.largest_difference < 1e-3 * found.largest_difference
 
 
 @pytest.mark.parametrize("tampered", [0, 4, 8])
 def test_a_tampered_file_fails(student: Student, calibration: Samples, tmp_path: Path, tampered: int) -> None:
-    path = written(student, tmp_path, tampered)
-    with pytest.raises(VerificationError, match=r"does not do what was measured.*where rounding explains") as caught:
-        verify(student, path, calibration.images)
+    path, integers = written(student, tmp_path, tampered)
+    with pytest.raises(
+        VerificationError, match=r"does not do what was measured.*(part from the student's, first at|only the outputs part)"
+    ) as caught:
+        verify(student, path, calibration.images, integers)
     assert "\n" not in str(caught.value)
 
 
+def test_a_tampered_layer_is_named(eight: Student, calibration: Samples, tmp_path: Path) -> None:
+    """However little: the outputs of the whole network need not tell."""
+    path, integers = written(eight, tmp_path, 2, by=1.01)
+    found = verify(eight, path, calibration.images, integers)
+    nodes = {node.name: node for node in eight.network.graph.graph.nodes}
+    reached = nodes[next(iter(found.steps.apart))]
+    read = {argument.name for node in (reached, *reached.all_input_nodes) for argument in node.all_input_nodes}
+
+    assert len(found.steps.apart) == 1
+    assert weights_and_scales(onnx.load(path))[2][0].replace(".", "_").removesuffix("_q") + "_grid" in read
+
+
 def test_a_file_that_the_runtime_refuses_fails(student: Student, calibration: Samples, tmp_path: Path) -> None:
-    path = written(student, tmp_path)
+    path, integers = written(student, tmp_path)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ModelError, match=r"cannot load .*model\.onnx"):
-        verify(student, path, calibration.images)
+        verify(student, path, calibration.images, integers)
 
 
 def test_classes_of_equal_scores_share_their_rank() -> None:

@@ -11,7 +11,7 @@ where it changes nothing: without it ONNX Runtime would round these to 8 bits, w
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -35,7 +35,14 @@ FLOAT_OPSET = 17  # of a graph that is emitted here and holds no 4-bit tensor
 Names = dict[str, str]  # node of the student's graph -> value of the ONNX model
 
 
-def to_onnx(student: Student) -> onnx.ModelProto:
+class OnnxStudent(NamedTuple):
+    """A student as an ONNX model, and by its activation quantizers the values of the model that hold their integers."""
+
+    proto: onnx.ModelProto
+    integers: Names
+
+
+def to_onnx(student: Student) -> OnnxStudent:
     """The student as an ONNX model; raises `UnsupportedOperator` for what ONNX cannot say."""
     tensors = student.tensors()
     opset = INT4_OPSET if any(_container_bits(tensor) == 4 for tensor in tensors) else INT8_OPSET
@@ -46,12 +53,13 @@ def to_onnx(student: Student) -> onnx.ModelProto:
     _update_constants(surgery, student, names, transposed)
     constants: dict[str, tuple[str, str]] = {}
     floats = float_results(student, names)
+    integers: Names = {}
     for tensor in tensors:
         if tensor.kind == "activation":
-            _quantize_activation(surgery, tensor, names, constants, floats)
+            integers[tensor.quantizer.name] = _quantize_activation(surgery, tensor, names, constants, floats)
         else:
             _quantize_constant(surgery, student, tensor, names, transposed)
-    return surgery.finish()
+    return OnnxStudent(surgery.finish(), integers)
 
 
 def _float_model(student: Student, opset: int) -> tuple[onnx.ModelProto, Names, set[str]]:
@@ -117,8 +125,11 @@ def _add_bias(surgery: Surgery, result: str, bias: str) -> None:
 
 def _quantize_activation(
     surgery: Surgery, tensor: QuantizedTensor, names: Names, constants: dict[str, tuple[str, str]], floats: set[str]
-) -> None:
-    """value -> [Max] -> [Min] -> QuantizeLinear -> DequantizeLinear, whose result takes the value's name for all who read it."""
+) -> str:
+    """value -> [Max] -> [Min] -> QuantizeLinear -> DequantizeLinear, whose result takes the value's name for all who read it.
+
+    Returns the name of what lies between the last two.
+    """
     if tensor.node.name not in names:
         raise UnsupportedOperator(f"{tensor.node.name} is quantized but is no value of the ONNX model")
     value, grid = names[tensor.node.name], _grid(tensor)
@@ -143,6 +154,7 @@ def _quantize_activation(
     integers = surgery.fresh("integers")
     surgery.insert("QuantizeLinear", [source, scale, zero_point], integers, after=source)
     surgery.insert("DequantizeLinear", [integers, scale, zero_point], result, after=integers)
+    return integers
 
 
 def _quantize_constant(surgery: Surgery, student: Student, tensor: QuantizedTensor, names: Names, transposed: set[str]) -> None:
@@ -169,7 +181,8 @@ def _dequantized(surgery: Surgery, name: str, tensor: QuantizedTensor, value: Te
     """The name of the stored tensor `name`, dequantized."""
     grid = _grid(tensor)
     scale, zero_point = grid.shaped(value.dim())
-    integers = (torch.round(value.double() / scale.double()) + zero_point).clamp(grid.qmin, grid.qmax)
+    levels = grid.fake(value).double()  # the student's: from the value itself, double precision rounds ties another way
+    integers = (torch.round(levels / scale.double()) + zero_point).clamp(grid.qmin, grid.qmax)
     axis = grid.axis
     if transposed:
         integers, axis = integers.t(), None if axis is None else 1 - axis

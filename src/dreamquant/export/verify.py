@@ -2,25 +2,54 @@
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
+import onnx
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+from torch import Tensor, fx
 
 from dreamquant.errors import VerificationError
-from dreamquant.network.graph import run_batched
-from dreamquant.quantization.grid import FakeQuantize, Grid
+from dreamquant.network.graph import whole_batches
+from dreamquant.quantization.grid import Grid
 from dreamquant.quantization.student import Student
 from dreamquant.runtime import onnx_runner
 
 AGREEMENT = 99.9  # percent of the samples' top-1 that must be the same ...
 DISTANCE = 0.1  # ... and the mean difference, of the outputs' standard deviation, that must not be passed, or else ...
-ROUNDING_FACTOR = 3.0  # ... the file may be this many times as far off as the student's own arithmetic
+EXACT = 1e-3  # ... every layer must do what the student's does: outputs within this part of their standard deviation ...
+BORDER = 0.01  # ... and integers that are the student's, or those next to a border that its value lies this near, in levels
 TIE = 1e-6  # of the largest score: classes no further apart share a rank, as they do where scores are averages of few levels
-TRIFLE = 0.25  # of the distance above: what a runtime's integer sums, rounded once more in each layer, make of 20 layers
+PIECE = 16  # images whose inner values are held at a time
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The proof layer by layer: what the student makes of the file's own integers at each step, beside what the file makes.
+
+    Of `values` integers inside the network `borders` are not the student's, but those on the other side of a border between
+    two levels that its value lies on, but for the last digits of its sums; `apart` are further off, by tensor. The rest is
+    the outputs' agreement and largest difference, each step's inputs being the file's.
+    """
+
+    values: int
+    borders: int
+    apart: dict[str, int]
+    top1_agreement: float
+    largest_difference: float
+
+    def __str__(self) -> str:
+        if not self.values:
+            return "nothing inside it is quantized but the weights"
+        first = next(iter(self.apart), None)
+        if first is not None:
+            return f"{sum(self.apart.values()):,} of {self.values:,} integers inside it part from the student's, first at {first}"
+        apart = f"; {self.borders:,} lie on a border between two levels, and on its other side" if self.borders else ""
+        return f"all {self.values:,} integers inside it are the student's, each layer taken by itself{apart}"
 
 
 @dataclass(frozen=True)
@@ -29,58 +58,51 @@ class Verification:
 
     `top1_agreement` in percent, classes of equal scores sharing their rank; differences of the first output, absolute. A
     value on the border between two levels is rounded either way by an error of the last bit, and in a deep network one such
-    step moves others: a runtime that sums integers and a student that sums floats part there. So where the student in single
-    precision has an agreement below 99.9 %, or a mean difference above a tenth of the outputs' standard deviation, it is run
-    in double precision too, whose sums are as exact as those of integers. `precision` is the one whose top-1 the file keeps
-    more often (or else whose outputs are nearer), `rounding_agreement` and `rounding_difference` are what the student's own
-    two precisions make of each other: a yardstick of what another order of sums may cost.
+    step moves others, up to the top class of an image that lies between two: a runtime that sums integers and a student
+    that sums floats part there. `steps` holds each layer against the student's by itself, where nothing adds up.
     """
 
     samples: int
     top1_agreement: float
     largest_difference: float
     mean_difference: float
-    precision: Literal["single", "double"] = "single"
-    rounding_agreement: float | None = None
-    rounding_difference: float | None = None
+    steps: Steps
 
 
-def verify(student: Student, file: Path, images: Tensor) -> Verification:
-    """Compare file and student on images (N, C, H, W); `VerificationError` when they part by more than rounding explains."""
+def verify(student: Student, file: Path, images: Tensor, integers: Mapping[str, str]) -> Verification:
+    """Compare file and student on images (N, C, H, W).
+
+    `integers` names, by the student's activation quantizers, the values of the file that hold their integers. Raises
+    `VerificationError` where more than rounding parts the two: where neither the outputs are near each other with the same
+    top-1, nor every layer, taken by itself, does the same.
+    """
     expected = student(images)
     actual = torch.from_numpy(onnx_runner(file)(images.contiguous().numpy()))
-    found = _compare(expected, actual)
-    if found.top1_agreement >= AGREEMENT and found.mean_difference <= _near(expected):
-        return found
-    exact = _in_double_precision(student, images)
-    itself = _compare(expected, exact)
-    rounding = itself.mean_difference
-    both = found, replace(_compare(exact, actual), precision="double")
-    nearest = min(one.mean_difference for one in both)
-    found = min(both, key=lambda one: (-one.top1_agreement, one.mean_difference))
-    found = replace(found, rounding_agreement=itself.top1_agreement, rounding_difference=rounding)
-    if not nearest <= max(ROUNDING_FACTOR * rounding, TRIFLE * _near(expected)):  # NaN is no pass
+    spread = expected.double().std(correction=0).item()
+    slack = 1e-5 * expected.abs().max().item()
+    difference = (expected.double() - actual.double()).abs()
+    found = Verification(
+        samples=len(images),
+        top1_agreement=_agreement(expected, actual),
+        largest_difference=difference.max().item(),
+        mean_difference=difference.mean().item(),
+        steps=_steps(student, file, images, actual, integers),
+    )
+    near = found.top1_agreement >= AGREEMENT and found.mean_difference <= DISTANCE * spread + slack
+    steps = found.steps
+    same = not steps.apart and steps.top1_agreement >= AGREEMENT and steps.largest_difference <= EXACT * spread + slack
+    if not (near or same):  # NaN is no pass
         raise VerificationError(
             f"the exported file does not do what was measured: in ONNX Runtime {found.top1_agreement:.2f} % of {len(images)}"
-            f" samples keep their top-1 and outputs differ by {nearest:.3g} on average (largest"
-            f" {found.largest_difference:.3g}), where rounding explains {rounding:.3g}"
+            f" samples keep their top-1 and outputs differ by {found.mean_difference:.3g} on average (largest"
+            f" {found.largest_difference:.3g}); "
+            + (str(steps) if steps.apart else f"layer by layer only the outputs part, by up to {steps.largest_difference:.3g}")
         )
     return found
 
 
-def _near(expected: Tensor) -> float:
-    """The mean difference up to which outputs count as the same."""
-    return DISTANCE * expected.double().std(correction=0).item() + 1e-5 * expected.abs().max().item()
-
-
-def _compare(expected: Tensor, actual: Tensor) -> Verification:
-    difference = (expected.double() - actual.double()).abs()
-    return Verification(
-        samples=len(expected),
-        top1_agreement=100.0 * _kept(expected, actual).double().mean().item(),
-        largest_difference=difference.max().item(),
-        mean_difference=difference.mean().item(),
-    )
+def _agreement(expected: Tensor, actual: Tensor) -> float:
+    return 100.0 * _kept(expected, actual).double().mean().item()
 
 
 def _kept(expected: Tensor, actual: Tensor) -> Tensor:
@@ -89,11 +111,51 @@ def _kept(expected: Tensor, actual: Tensor) -> Tensor:
     return theirs >= actual.amax(1) - TIE * actual.abs().amax(1)
 
 
-def _in_double_precision(student: Student, images: Tensor) -> Tensor:
-    graph = copy.deepcopy(student.network.graph).double()
-    for module in graph.modules():
-        if isinstance(module, FakeQuantize) and isinstance(module.grid, Grid):
-            grid = module.grid
-            module.grid = replace(grid, scale=grid.scale.double(), zero_point=grid.zero_point.double())
-    with torch.no_grad():
-        return run_batched(graph, images.double(), student.network.batch)
+def _steps(student: Student, file: Path, images: Tensor, actual: Tensor, integers: Mapping[str, str]) -> Steps:
+    """The file's integers, taken out of it, and what the student makes of them; `actual` is what the file itself returns."""
+    proto = onnx.load(str(file))
+    found = [(tensor.quantizer, tensor.grid) for tensor in student.tensors()]
+    grids = {node: grid for node, grid in found if node.name in integers and isinstance(grid, Grid)}
+    for node, grid in grids.items():
+        kind = TensorProto.INT8 if grid.qmin < 0 else TensorProto.UINT8
+        proto.graph.output.append(helper.make_tensor_value_info(integers[node.name], kind, None))
+    runner = onnx_runner(proto.SerializeToString())
+    following = _Following(student.network.graph, grids)
+    batch = student.network.batch
+    outputs = []
+    for piece in torch.split(whole_batches(images, batch), batch or PIECE):
+        inner = runner.run(piece.contiguous().numpy(), [integers[node.name] for node in grids]) if grids else []
+        following.integers = dict(zip(grids, inner, strict=True))
+        with torch.no_grad():
+            output: Any = following.run(piece)
+        outputs.append(output[0] if isinstance(output, tuple | list) else output)
+    expected = torch.cat(outputs)[: len(images)]
+    largest = (expected.double() - actual.double()).abs().max().item()
+    return Steps(following.values, following.borders, following.apart, _agreement(expected, actual), largest)
+
+
+class _Following(fx.Interpreter):
+    """A student that goes on from another's integers behind every quantizer, and counts where its own are not the same."""
+
+    def __init__(self, graph: fx.GraphModule, grids: dict[fx.Node, Grid]) -> None:
+        super().__init__(graph)
+        self.grids = grids
+        self.integers: dict[fx.Node, NDArray[Any]] = {}
+        self.values = self.borders = 0
+        self.apart: dict[str, int] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n not in self.grids:
+            return super().run_node(n)
+        (x,), _ = self.fetch_args_kwargs_from_env(n)
+        grid = self.grids[n]
+        theirs = torch.from_numpy(self.integers[n]).to(x.dtype)
+        scale, zero_point = grid.shaped(x.dim())
+        exact = (x / scale + zero_point).clamp(grid.qmin, grid.qmax)
+        apart = int(((exact - theirs).abs() > 0.5 + BORDER).sum())
+        self.values += x.numel()
+        self.borders += int((grid.integers(x) != theirs).sum()) - apart
+        if apart:
+            name = n.all_input_nodes[0].name
+            self.apart[name] = self.apart.get(name, 0) + apart
+        return (theirs - zero_point) * scale

@@ -64,6 +64,7 @@ def tiles(result: Result) -> tuple[Tile, ...]:
             notes=(
                 f"of {proof.samples} dreams have the same top class in ONNX Runtime as in the quantized network it came from",
                 f"scores differ by {number(proof.mean_difference, 2)} on average, {number(proof.largest_difference, 2)} at most",
+                str(proof.steps),
             ),
         ),
     )
