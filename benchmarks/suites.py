@@ -154,11 +154,12 @@ def official() -> Iterable[Case]:
 
 def larger() -> Iterable[Case]:
     """The best recipe on larger networks, on dreams and on photographs; the smaller one for comparison."""
-    for model in ("resnet56", "mobilenetv2", "resnet20"):
+    for model, budget in (("resnet56", "standard"), ("mobilenetv2", "quick"), ("resnet20", "standard")):
         for images in ("rsd", "real"):
             for method in ("nearest", "qdrop"):
-                settings = {"method": method} | ({"budget": "standard"} if method == "qdrop" else {})
-                yield Case(model, f"{method} on {images}", "W4A4", images, count=128, reconstruction=settings)
+                settings = {"method": method} | ({"budget": budget} if method == "qdrop" else {})
+                label = f"{method} on {images}" + (", quick" if budget == "quick" else "")
+                yield Case(model, label, "W4A4", images, count=128, budget=budget, reconstruction=settings)
 
 
 def training() -> Iterable[Case]:
