@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from dreamquant.errors import ModelError
 from dreamquant.network.capture import capture
-from dreamquant.network.graph import Network, aten, output_nodes, placeholder, tensor_of
+from dreamquant.network.graph import Network, aten, input_node, output_nodes, tensor_of
 
 SHAPE = (3, 9, 6)
 
@@ -125,7 +125,7 @@ def test_the_graph_is_flat_and_every_tensor_has_a_shape(residual: Network) -> No
     graph = residual.graph.graph
 
     assert {node.op for node in graph.nodes} == {"placeholder", "get_attr", "call_function", "output"}
-    assert placeholder(graph).meta["shape"] == (2, 3, 11, 9)
+    assert input_node(graph).meta["shape"] == (2, 3, 11, 9)
     assert output_nodes(graph)[0].meta["shape"] == (2, 5)
     for node in graph.nodes:
         assert node.op == "output" or "shape" in node.meta

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import fx, nn
 
 from dreamquant.errors import ModelError, UnsupportedOperator
-from dreamquant.network.graph import Network, output_nodes, placeholder, record_shapes, tensor_of
+from dreamquant.network.graph import Network, input_node, output_nodes, record_shapes, tensor_of
 from dreamquant.network.onnx_import import import_onnx, load_onnx
 
 aten = torch.ops.aten
@@ -95,7 +95,7 @@ def test_network_keeps_the_files_names(path: Path) -> None:
     network = load(path, model(CONVOLUTION, KERNEL), mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
 
     graph = network.graph.graph
-    assert placeholder(graph).meta["origin"] == "x"
+    assert input_node(graph).meta["origin"] == "x"
     assert [node.meta["origin"] for node in graph.nodes if node.op == "call_function"] == ["c", "y"]
     assert list(stored(network)) == ["w"]
     assert output_nodes(graph)[0].meta["origin"] == "y"

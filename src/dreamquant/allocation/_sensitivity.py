@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from dreamquant.errors import ModelError
-from dreamquant.network.graph import Network, placeholder, whole_batches
+from dreamquant.network.graph import Network, input_node, whole_batches
 from dreamquant.network.operators import WEIGHTED, data_inputs, data_nodes, is_call
 from dreamquant.network.scores import divergence, float_scores
 from dreamquant.quantization.codebook import Codebook
@@ -154,7 +154,7 @@ def _chunk(graph: fx.Graph) -> int:
     """How many images at once; a quantizer without a grid hands its input on and stores nothing."""
     nodes = [node for node in data_nodes(graph) if node.op != "call_module"]
     size: int = sum(torch.Size(node.meta["shape"]).numel() * node.meta["dtype"].itemsize for node in nodes)
-    each = max(1, size // int(placeholder(graph).meta["shape"][0]))
+    each = max(1, size // int(input_node(graph).meta["shape"][0]))
     return max(1, min(CHUNK, MEMORY // each))
 
 

@@ -22,7 +22,7 @@ from dreamquant.allocation._sensitivity import (
     with_layers,
 )
 from dreamquant.allocation._solver import Option, Term, cost, damage, solve
-from dreamquant.network.graph import Network, placeholder
+from dreamquant.network.graph import Network, input_node
 from dreamquant.network.operators import TRANSPOSED
 from dreamquant.quantization.plan import Bits, Plan
 from dreamquant.quantization.student import Student
@@ -160,7 +160,7 @@ def _parameters(layer: fx.Node) -> int:
 
 def _multiplications(layer: fx.Node) -> int:
     """Of one image: each output value, or each input value of a transposed convolution, meets one row of the weight."""
-    batch = int(placeholder(layer.graph).meta["shape"][0])
+    batch = int(input_node(layer.graph).meta["shape"][0])
     weight = layer.args[1]
     assert isinstance(weight, fx.Node)
     values = _size(layer.args[0] if layer.target in TRANSPOSED else layer) // batch

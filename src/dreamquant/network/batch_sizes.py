@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from dreamquant.network.graph import placeholder, tensor_of
+from dreamquant.network.graph import input_node, tensor_of
 
 aten = torch.ops.aten
 
@@ -52,7 +52,7 @@ class BatchFreer:
         self.module, self.graph = module, module.graph
         self.batch = batch
         self.repeats = repeats
-        self.images = placeholder(self.graph)
+        self.images = input_node(self.graph)
         self.values: dict[fx.Node, Any] = {}
         self.spots: dict[fx.Node, _Spot] = {}
         self._symbols: dict[int, fx.Node] = {}

@@ -11,7 +11,7 @@ from torch import fx, nn
 from dreamquant.errors import ModelError
 from dreamquant.network.batch import free_batch
 from dreamquant.network.canonical import DECOMPOSITIONS, canonicalize, flatten_attributes
-from dreamquant.network.graph import Network, Source, output_nodes, placeholder, record_shapes
+from dreamquant.network.graph import Network, Source, input_node, output_nodes, record_shapes
 
 
 def noise(count: int, input_shape: tuple[int, ...], *, seed: int) -> torch.Tensor:
@@ -102,7 +102,7 @@ def _program_shape(program: torch.export.ExportedProgram, source: Source) -> tup
 
 
 def _check(graph: fx.GraphModule, source: Source) -> None:
-    images = placeholder(graph.graph)
+    images = input_node(graph.graph)
     if sum(node.op == "placeholder" for node in graph.graph.nodes) != 1:
         raise ModelError(f"{source.text}: one input of images (N, C, H, W) is needed")
     if images.meta["dtype"] != torch.float32:

@@ -76,7 +76,7 @@ class Network:
     @property
     def input_name(self) -> str:
         """The name of the input in the ONNX file that the network was read from; empty where it came from elsewhere."""
-        return str(placeholder(self.graph.graph).meta.get("origin", "")) if self.source.kind == "onnx" else ""
+        return str(input_node(self.graph.graph).meta.get("origin", "")) if self.source.kind == "onnx" else ""
 
     @property
     def input_statistics(self) -> tuple[Tensor, Tensor]:
@@ -118,7 +118,7 @@ def digest(tensors: Iterable[Tensor]) -> str:
     return found.hexdigest()[:16]
 
 
-def placeholder(graph: fx.Graph) -> fx.Node:
+def input_node(graph: fx.Graph) -> fx.Node:
     """The node of the input images."""
     found: fx.Node = next(node for node in graph.nodes if node.op == "placeholder")
     return found

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
-from dreamquant.network.graph import Network, aten, output_nodes, placeholder, tensor_of, whole_batches
+from dreamquant.network.graph import Network, aten, input_node, output_nodes, tensor_of, whole_batches
 from dreamquant.network.operators import CONVOLUTIONS, LINEARS, TRANSPOSED, WEIGHTED, is_call
 
 EPSILON = 1e-6  # added to variances before the root, as in the official code of ZeroQ, DSG and Genie
@@ -52,7 +52,7 @@ def probe(network: Network, *, before_stride: Callable[[Tensor], Tensor] | None 
     """
     graph = network.graph.graph
     last = next((node for node in reversed(graph.nodes) if is_call(node, WEIGHTED)), None)
-    embedded = placeholder(graph) if last is None else last.args[0]
+    embedded = input_node(graph) if last is None else last.args[0]
     entering = [node.args[0] for node in _batch_norm_nodes(graph)]
     run = watch(network, [*entering, embedded], before_stride=before_stride)  # type: ignore[list-item]
 

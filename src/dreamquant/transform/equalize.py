@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from dreamquant.errors import OptionError, unknown
 from dreamquant.network.distribution import clip_ends
 from dreamquant.network.edit import bias_of, set_bias, set_tensor
-from dreamquant.network.graph import Network, aten, placeholder, record_shapes, tensor_of
+from dreamquant.network.graph import Network, aten, input_node, record_shapes, tensor_of
 from dreamquant.network.operators import CLIPPING
 from dreamquant.network.pairs import Pair, along_inputs, along_outputs, input_rows, output_rows, pairs, stored
 
@@ -71,7 +71,7 @@ def equalize(
     graph.recompile()
     if not any(changed):
         return network.with_graph(graph)
-    record_shapes(graph, torch.zeros(placeholder(graph.graph).meta["shape"]))
+    record_shapes(graph, torch.zeros(input_node(graph.graph).meta["shape"]))
     return network.rebuilt(graph)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from dreamquant.errors import OptionError
 from dreamquant.network.edit import set_tensor
-from dreamquant.network.graph import Network, aten, placeholder, record_shapes, tensor_of
+from dreamquant.network.graph import Network, aten, input_node, record_shapes, tensor_of
 from dreamquant.network.operators import LINEARS, TRANSPOSED, WEIGHTED, is_call
 from dreamquant.network.pairs import groups_of, stored
 
@@ -37,7 +37,7 @@ def split_channels(network: Network, *, bits: int, ratio: float = 0.02) -> Netwo
         return network.with_graph(graph)
     graph.graph.lint()
     graph.recompile()
-    record_shapes(graph, torch.zeros(placeholder(graph.graph).meta["shape"]))
+    record_shapes(graph, torch.zeros(input_node(graph.graph).meta["shape"]))
     return network.rebuilt(graph)
 
 
