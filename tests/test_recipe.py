@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dreamquant.errors import OptionError
 from dreamquant.methods import find_method
-from dreamquant.quantization.plan import LayerPlan
+from dreamquant.quantization.plan import LayerPlan, load_plan
 from dreamquant.recipe import BUDGETS, Recipe, load_recipe, recipe_names, resolve
 from dreamquant.synthesis import needs_batchnorm
 
@@ -45,6 +46,24 @@ def test_the_default_chooses_by_bits_and_by_what_the_network_has() -> None:
     assert len(reasons) == 4
     by_setting = resolve(recipe, has_batchnorm=True, settings=["quantization.bits=W4A4"])
     assert by_setting == resolve(recipe, has_batchnorm=True, bits="W4A4")
+
+
+@pytest.mark.parametrize("has_batchnorm", [True, False])
+def test_for_photographs_eight_bits_take_seconds(has_batchnorm: bool) -> None:
+    recipe = load_recipe("auto")
+    found = resolve(recipe, has_batchnorm, photographs=True, bits="W8A8")
+    assert found.synthesis.method == "fractal"
+    assert found.quantization.resolved().activation_ranges == "kl"
+    assert "photographs" in found.because
+    mine = resolve(recipe, has_batchnorm, photographs=True, settings=["quantization.activation_ranges=mse"])
+    assert mine.quantization.resolved().activation_ranges == "mse"
+    assert resolve(recipe, has_batchnorm, photographs=True, bits="W4A4") == resolve(recipe, has_batchnorm, bits="W4A4")
+
+
+@pytest.mark.parametrize("given", [{"plan": "zeroq"}, {"settings": ["quantization.plan=zeroq"]}], ids=["plan", "setting"])
+def test_a_variant_changes_nothing_of_another_plan(given: dict[str, Any]) -> None:
+    found = resolve(load_recipe("auto"), has_batchnorm=True, photographs=True, **given)
+    assert found.quantization.resolved() == load_plan("zeroq")
 
 
 def test_the_first_variant_that_fits_counts(tmp_path: Path) -> None:

@@ -68,19 +68,25 @@ class Quantization(BaseModel):
 
 
 class Variant(BaseModel):
-    """Stages that take the place of a recipe's, where the network and the bits are as said; what is left out fits all."""
+    """Stages that take the place of a recipe's, where the network and the bits are as said; what is left out fits all.
+
+    `quantization` changes fields of the recipe's own plan; another plan, asked for by name, is a protocol and stays as it is.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     because: str
     batchnorm: bool | None = None  # whether the network has BatchNorm statistics
+    photographs: bool | None = None  # whether the network takes three channels of a known normalisation
     bits_at_most: int | None = None  # of weights or of activations, whichever are fewer
     synthesis: Synthesis | None = None
     allocation: Allocation | None = None
+    quantization: dict[str, Any] = Field(default_factory=dict)
     reconstruction: Reconstruction | None = None
 
-    def fits(self, *, has_batchnorm: bool, bits: int) -> bool:
+    def fits(self, bits: int, has_batchnorm: bool, photographs: bool) -> bool:
         """Whether this variant is for such a network and so many bits."""
-        return self.batchnorm in (None, has_batchnorm) and (self.bits_at_most is None or bits <= self.bits_at_most)
+        such = self.batchnorm in (None, has_batchnorm) and self.photographs in (None, photographs)
+        return such and (self.bits_at_most is None or bits <= self.bits_at_most)
 
 
 class Recipe(BaseModel):
@@ -121,8 +127,9 @@ def load_recipe(name: str) -> Recipe:
 
 def resolve(
     recipe: Recipe,
-    *,
     has_batchnorm: bool,
+    photographs: bool = False,
+    *,
     budget: str = "standard",
     bits: str | None = None,
     plan: str | None = None,
@@ -130,7 +137,8 @@ def resolve(
 ) -> Recipe:
     """The recipe as it will be run: the variant that fits, the budget's and the user's settings applied, every option known.
 
-    `settings` are `stage.option=value`, with the stages `synthesis`, `allocation`, `quantization`, `reconstruction` and
+    `has_batchnorm` and `photographs` (`Network.sees_photographs`) say what network it is for; `settings` are
+    `stage.option=value`, with the stages `synthesis`, `allocation`, `quantization`, `reconstruction` and
     `training`. Raises `OptionError` for whatever is not known or impossible, before any work is done.
     """
     if budget not in BUDGETS:
@@ -138,10 +146,13 @@ def resolve(
     settings = list(settings)
     quantization = recipe.quantization.model_dump()
     quantization.update({name: value for name, value in (("bits", bits), ("plan", plan)) if value is not None})
-    _apply([setting for setting in settings if setting.startswith("quantization.bits=")], {"quantization": quantization})
+    named = ("quantization.bits=", "quantization.plan=")  # these decide on the variant; all others change what it says
+    _apply([setting for setting in settings if setting.startswith(named)], {"quantization": quantization})
     width = parse_bits(str(quantization["bits"]))
     fewest = min(width.weights, width.activations)
-    variant = next((one for one in recipe.variants if one.fits(has_batchnorm=has_batchnorm, bits=fewest)), None)
+    variant = next((one for one in recipe.variants if one.fits(fewest, has_batchnorm, photographs)), None)
+    if variant and quantization["plan"] == recipe.quantization.plan:
+        quantization.update(variant.quantization)
     stages = {
         "synthesis": ((variant and variant.synthesis) or recipe.synthesis).model_dump(),
         "allocation": ((variant and variant.allocation) or recipe.allocation).model_dump(),

@@ -107,7 +107,7 @@ def run(
     _check_output(model, path)
     known = load_recipe(recipe)
     network = load(model, input_shape=input_shape, mean=mean, std=std)
-    chosen = resolve(known, has_batchnorm=bool(batch_norms(network)), budget=budget, bits=bits, plan=plan, settings=settings)
+    chosen = resolve(known, *_kind(network), budget=budget, bits=bits, plan=plan, settings=settings)
     whole = chosen.quantization.resolved()
     check_layers(network, whole)
     if announce is not None:
@@ -171,11 +171,16 @@ def ranked(
     network: Network, recipe: Recipe, plan: Plan, bits: Bits, seed: int = 0, progress: Progress | None = None
 ) -> list[LayerDamage]:
     """Layers by the damage that each alone does to the network's answers, worst first, on images dreamt by the recipe."""
-    chosen = resolve(recipe, has_batchnorm=bool(batch_norms(network)))
+    chosen = resolve(recipe, *_kind(network))
     stage = chosen.synthesis
     samples = _Dreamer(network, None, progress)("calibration", stage.method, stage.count, seed, stage.options)
     damages = sensitivities(network, samples, plan, str(bits), telling(progress, "weighing layers"))
     return sorted(damages, key=lambda layer: -layer.both)
+
+
+def _kind(network: Network) -> tuple[bool, bool]:
+    """What of a network decides on a recipe's variants: whether it has BatchNorms, and whether it sees photographs."""
+    return bool(batch_norms(network)), network.sees_photographs
 
 
 def telling(progress: Progress | None, stage: str) -> Callable[..., None] | None:

@@ -79,15 +79,20 @@ class Network:
         return str(input_node(self.graph.graph).meta.get("origin", "")) if self.source.kind == "onnx" else ""
 
     @property
+    def sees_photographs(self) -> bool:
+        """Whether images are taken to be photographs: three channels, of a known normalisation."""
+        return self.input_shape[0] == 3 and bool(self.mean)
+
+    @property
     def input_statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation (C, 1, 1) that images have in the input space.
 
-        Three-channel networks with known normalisation see photographs: ImageNet's pixel statistics, carried through it.
-        Otherwise inputs are taken to be normalised: 0 and 1.
+        Of a network that sees photographs they are ImageNet's pixel statistics, carried through its normalisation. Otherwise
+        inputs are taken to be normalised: 0 and 1.
         """
         channels = self.input_shape[0]
         mean, std = torch.zeros(channels), torch.ones(channels)
-        if channels == 3 and self.mean:
+        if self.sees_photographs:
             mean = (torch.tensor(NATURAL_MEAN) - torch.tensor(self.mean)) / torch.tensor(self.std)
             std = torch.tensor(NATURAL_STD) / torch.tensor(self.std)
         return mean.view(-1, 1, 1), std.view(-1, 1, 1)
