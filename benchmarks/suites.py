@@ -154,12 +154,13 @@ def official() -> Iterable[Case]:
 
 def larger() -> Iterable[Case]:
     """The best recipe on larger networks, on dreams and on photographs; the smaller one for comparison."""
-    for model, budget in (("resnet56", "standard"), ("mobilenetv2", "quick"), ("resnet20", "standard")):
+    settled = (("resnet56", "standard", 128), ("mobilenetv2", "quick", 32), ("resnet20", "standard", 128))
+    for model, budget, count in settled:
         for images in ("rsd", "real"):
             for method in ("nearest", "qdrop"):
                 settings = {"method": method} | ({"budget": budget} if method == "qdrop" else {})
                 label = f"{method} on {images}" + (", quick" if budget == "quick" else "")
-                yield Case(model, label, "W4A4", images, count=128, budget=budget, reconstruction=settings)
+                yield Case(model, label, "W4A4", images, count=count, budget=budget, reconstruction=settings)
 
 
 def training() -> Iterable[Case]:
