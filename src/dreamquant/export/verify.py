@@ -152,7 +152,7 @@ class _Following(fx.Interpreter):
         theirs = torch.from_numpy(self.integers[n]).to(x.dtype)
         scale, zero_point = grid.shaped(x.dim())
         exact = (x / scale + zero_point).clamp(grid.qmin, grid.qmax)
-        apart = int(((exact - theirs).abs() > 0.5 + BORDER).sum())
+        apart = int((~((exact - theirs).abs() <= 0.5 + BORDER)).sum())  # NaN is apart
         self.values += x.numel()
         self.borders += int((grid.integers(x) != theirs).sum()) - apart
         if apart:
