@@ -153,14 +153,15 @@ def official() -> Iterable[Case]:
 
 
 def larger() -> Iterable[Case]:
-    """The best recipe on larger networks, on dreams and on photographs; the smaller one for comparison."""
+    """The default recipe's settings on larger networks, on dreams and on photographs; the smaller one for comparison."""
     settled = (("resnet56", "standard", 128), ("mobilenetv2", "quick", 32), ("resnet20", "standard", 128))
     for model, budget, count in settled:
         for images in ("rsd", "real"):
             for method in ("nearest", "qdrop"):
                 settings = {"method": method} | ({"budget": budget} if method == "qdrop" else {})
                 label = f"{method} on {images}" + (", quick" if budget == "quick" else "")
-                yield Case(model, label, "W4A4", images, count=count, budget=budget, reconstruction=settings)
+                wide = {"sum_bits": 8}
+                yield Case(model, label, "W4A4", images, count=count, budget=budget, changes=wide, reconstruction=settings)
 
 
 def training() -> Iterable[Case]:

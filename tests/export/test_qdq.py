@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dreamquant.export.export import export
 from dreamquant.export.qdq import to_onnx
 from dreamquant.network.capture import capture
 from dreamquant.network.graph import Network
@@ -118,6 +119,27 @@ def test_four_bits_are_stored_two_to_a_byte(
     for tensor in quantized_weights(proto):
         if tensor.data_type == getattr(TensorProto, four):
             assert len(tensor.raw_data) == -(-int(np.prod(tensor.dims)) // 2)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("source", ["torch", "onnx"])
+def test_a_tensor_may_be_on_two_grids(
+    digits: Path, images: Callable[..., Tensor], source: str, bits: str, tmp_path: Path
+) -> None:
+    network = load(digits / "digits.pt2") if source == "torch" else load_onnx(digits / "digits_bnfolded.onnx")
+    calibration, fresh = (Samples(images(30, network.input_shape, seed=seed)) for seed in (2, 3))
+    student = quantize(network, calibration, bits=bits, sum_bits=8)
+    grids = Counter(tensor.node.name for tensor in student.tensors() if tensor.kind == "activation")
+    assert (max(grids.values()) == 2) == (bits != "W8A8")
+
+    spread = network(fresh.images).std().item()
+    proof = export(student, tmp_path / "out.onnx", fresh).verification
+    assert proof.steps.apart == {}
+    assert proof.steps.largest_difference < 1e-4 * spread
+    errors = [
+        (one(fresh.images) - network(fresh.images)).pow(2).mean() for one in (student, quantize(network, calibration, bits=bits))
+    ]
+    assert errors[0] <= errors[1]
 
 
 @pytest.mark.parametrize("between", [False, True], ids=["anywhere", "between two levels"])

@@ -124,6 +124,45 @@ def test_a_shared_grid_has_the_most_bits_that_a_member_needs(residual: Network) 
     assert found["relu#1"] == 3
 
 
+class Chain(nn.Module):
+    """Two residual adds; the second one's identity is read by a layer too, and behind it a pooling that an add reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(3, 3, 3, padding=1) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second, third, last = self.layers
+        x = torch.relu(first(x))
+        x = torch.relu(x + second(x))
+        x = F.max_pool2d(x, 1) + third(x)
+        y: Tensor = last(x)
+        return y
+
+
+def test_residual_adds_may_read_more_bits_than_layers() -> None:
+    found, names = sites(capture(Chain(), (3, 6, 6)), "deploy", "W4A4", sum_bits=8)
+    read = {(names[site.node], site.bits): {names.get(user, user.name) for user in site.users} for site in found}
+
+    assert read == {
+        ("image#0", 8): {"conv2d#0"},
+        ("relu#0", 4): {"conv2d#1"},
+        ("relu#0", 8): {"add#0"},
+        ("conv2d#1", 8): {"add#0"},
+        ("relu#1", 4): {"conv2d#2", "max_pool2d#0"},
+        ("max_pool2d#0", 4): {"add#1"},  # has the values of a grid of 4 bits
+        ("conv2d#2", 8): {"add#1"},
+        ("add#1", 8): {"conv2d#3"},  # the last layer's input
+        ("conv2d#3", 4): {"output"},
+    }
+    assert len({site.name for site in found}) == len(found) - 1  # the pooled values' grid is that of what was pooled
+
+
+def test_sums_of_no_more_bits_than_layers_have_no_grid_of_their_own(residual: Network) -> None:
+    found, _ = sites(residual, "deploy", "W4A8", sum_bits=8)
+    assert not [site for site in found if site.name.endswith("_sum_grid")]
+
+
 @pytest.mark.parametrize(("plan", "ends"), [("deploy", 8), ("brecq", 8), ("zeroq", 4)])
 def test_first_and_last_weights(residual: Network, plan: str, ends: int) -> None:
     student, bits, _ = prepare(residual, load_plan(plan), parse_bits("W4A5"))

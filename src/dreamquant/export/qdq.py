@@ -53,10 +53,11 @@ def to_onnx(student: Student) -> OnnxStudent:
     _update_constants(surgery, student, names, transposed)
     constants: dict[str, tuple[str, str]] = {}
     floats = float_results(student, names)
+    sources: dict[str, tuple[str, bool]] = {}
     integers: Names = {}
     for tensor in tensors:
         if tensor.kind == "activation":
-            integers[tensor.quantizer.name] = _quantize_activation(surgery, tensor, names, constants, floats)
+            integers[tensor.quantizer.name] = _quantize_activation(surgery, tensor, names, sources, constants, floats)
         else:
             _quantize_constant(surgery, student, tensor, names, transposed)
     return OnnxStudent(surgery.finish(), integers)
@@ -124,10 +125,16 @@ def _add_bias(surgery: Surgery, result: str, bias: str) -> None:
 
 
 def _quantize_activation(
-    surgery: Surgery, tensor: QuantizedTensor, names: Names, constants: dict[str, tuple[str, str]], floats: set[str]
+    surgery: Surgery,
+    tensor: QuantizedTensor,
+    names: Names,
+    sources: dict[str, tuple[str, bool]],
+    constants: dict[str, tuple[str, str]],
+    floats: set[str],
 ) -> str:
     """value -> [Max] -> [Min] -> QuantizeLinear -> DequantizeLinear, whose result takes the value's name for all who read it.
 
+    A tensor that is on a second grid for some of its readers, which are not quantized yet, gives them another result.
     Returns the name of what lies between the last two.
     """
     if tensor.node.name not in names:
@@ -137,13 +144,19 @@ def _quantize_activation(
     if shared not in constants:
         constants[shared] = _scale_and_zero_point(surgery, tensor)
     scale, zero_point = constants[shared]
-    guarded = comes_of(surgery, value, floats)
-    if surgery.producer(value) is None:  # an input of the graph keeps its name; its readers are moved
-        source, result = value, surgery.fresh("dequantized")
-        surgery.rewire(value, result)
+    if tensor.node.name in sources:
+        (source, guarded), result = sources[tensor.node.name], surgery.fresh("dequantized")
+        readers = [surgery.producer(names[user.name]) for user in tensor.quantizer.users]
+        surgery.rewire(value, result, [reader for reader in readers if reader is not None])
     else:
-        source, result = surgery.fresh("float"), value
-        surgery.rename_output(value, source)
+        guarded = comes_of(surgery, value, floats)
+        if surgery.producer(value) is None:  # an input of the graph keeps its name; its readers are moved
+            source, result = value, surgery.fresh("dequantized")
+            surgery.rewire(value, result)
+        else:
+            source, result = surgery.fresh("float"), value
+            surgery.rename_output(value, source)
+        sources[tensor.node.name] = source, guarded
     container = integer_limits(_container_bits(tensor), signed=grid.qmin < 0)
     for op_type, limit, widest in zip(("Max", "Min"), (grid.qmin, grid.qmax), container, strict=True):
         if limit != widest or (guarded and op_type == "Max"):

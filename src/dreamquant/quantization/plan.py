@@ -89,6 +89,8 @@ class Plan(BaseModel):
     image_bits: int | None = Field(default=None, ge=SMALLEST_BITS, le=LARGEST_BITS)
     second_input_bits: int | None = Field(default=None, ge=SMALLEST_BITS, le=LARGEST_BITS)
     last_input_bits: int | None = Field(default=None, ge=SMALLEST_BITS, le=LARGEST_BITS)
+    # inputs of residual adds, which no weight multiplies; where a layer reads such a tensor too, it does so in its own bits
+    sum_bits: int | None = Field(default=None, ge=SMALLEST_BITS, le=LARGEST_BITS)
     layers: dict[str, LayerPlan] = Field(default_factory=dict)  # by the layer's name, as `inspect` shows it
 
     def layer(self, name: str) -> LayerPlan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -38,11 +39,16 @@ TWO_SIDED = {aten.add.Tensor, aten.mul.Tensor}
 
 @dataclass(frozen=True)
 class Site:
-    """An activation to quantize: after `node`, on the grid found from the values of `root` (often `node` itself)."""
+    """An activation to quantize: after `node`, for `users`, on the grid found from the values of `root` (often `node` itself).
+
+    `name` is the grid's: sites of one root and as many bits share it.
+    """
 
     node: fx.Node
     root: fx.Node
     bits: int
+    users: tuple[fx.Node, ...]
+    name: str
 
 
 def activation_sites(graph: fx.Graph, plan: Plan, bits: Bits) -> list[Site]:
@@ -58,7 +64,23 @@ def activation_sites(graph: fx.Graph, plan: Plan, bits: Bits) -> list[Site]:
     widest: dict[fx.Node, int] = {}
     for node, root in roots.items():
         widest[root] = max(widest.get(root, 0), width[node])
-    return [Site(node, roots[node], widest[roots[node]]) for node in ordered]
+    alone = Counter(roots.values())
+    return [site for node in ordered for site in _sites(node, roots[node], widest[roots[node]], plan, alone[roots[node]] == 1)]
+
+
+def _sites(node: fx.Node, root: fx.Node, bits: int, plan: Plan, alone: bool) -> list[Site]:
+    """A tensor's site, or two where residual adds read it in more bits than the rest of its readers.
+
+    One that is not `alone` on its grid holds values that were put there already, or will be, and has no bits to give.
+    """
+    sums = tuple(user for user in node.users if _is_residual_add(user)) if alone and (plan.sum_bits or 0) > bits else ()
+    rest = tuple(user for user in node.users if user not in sums)
+    found = [Site(node, root, plan.sum_bits or bits, sums, f"{root.name}_sum_grid")] if sums else []
+    return [*found, Site(node, root, bits, rest, f"{root.name}_grid")] if rest or not sums else found
+
+
+def _is_residual_add(node: fx.Node) -> bool:
+    return is_call(node, {aten.add.Tensor}) and len(data_inputs(node)) == 2
 
 
 def weighted_nodes(graph: fx.Graph) -> list[fx.Node]:
@@ -105,7 +127,7 @@ def _layer_inputs(nodes: list[fx.Node], plan: Plan) -> set[fx.Node]:
     """The inputs of layers and the identity side of residual adds: the protocol of BRECQ and its family."""
     wanted = {source for node in nodes if _computes(node, plan) for source in data_inputs(node)}
     for node in nodes:
-        if is_call(node, {aten.add.Tensor}) and len(data_inputs(node)) == 2:
+        if _is_residual_add(node):
             wanted |= {source for source in data_inputs(node) if not is_call(source, WEIGHTED | {aten.batch_norm.default})}
     return {node for node in wanted if not _rearranges(node, wanted)}
 

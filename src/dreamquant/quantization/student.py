@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -75,11 +76,9 @@ def prepare(network: Network, plan: Plan, bits: Bits) -> tuple[Student, dict[str
     sites = activation_sites(graph.graph, plan, bits)
     widths: dict[str, int] = {}
     roots: dict[str, fx.Node] = {}
-    names: dict[fx.Node, str] = {}
     for site in sites:
-        name = names.setdefault(site.root, f"{site.root.name}_grid")
-        widths[name], roots[name] = site.bits, site.root
-        _insert(graph, site.node, name, "activation", users=list(site.node.users))
+        widths[site.name], roots[site.name] = site.bits, site.root
+        _insert(graph, site.node, site.name, "activation", users=site.users)
     for index, layer in enumerate(layers):
         if plan.layer(layer.name).keep_float:
             continue
@@ -115,7 +114,7 @@ def transformed(network: Network, plan: Plan, bits: Bits) -> Network:
     return network
 
 
-def _insert(graph: fx.GraphModule, node: fx.Node, name: str, kind: Kind, *, users: list[fx.Node]) -> None:
+def _insert(graph: fx.GraphModule, node: fx.Node, name: str, kind: Kind, *, users: Iterable[fx.Node]) -> None:
     """Put the quantizer `name` between `node` and `users`."""
     if not hasattr(graph, name):
         graph.add_module(name, FakeQuantize())

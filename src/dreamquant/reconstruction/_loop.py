@@ -214,7 +214,7 @@ def _learn(
         for node in unit.quantizers:
             name, grid = str(node.target), quantizer_of(unit.graph, node).grid
             if isinstance(grid, Grid) and name not in steps:
-                learn = schedule.activations == "learned" and name not in frozen
+                learn = schedule.activations == "learned" and name not in frozen and grid.bits < LARGEST_BITS
                 steps[name] = LearnedStep(grid, learn=learn, drop=schedule.drop, generator=generator)
     modules = {**rounding, **{node: steps[str(node.target)] for node in unit.quantizers if str(node.target) in steps}}
     scales = [module.scale for module in rounding.values() if module.scale.requires_grad]
