@@ -160,7 +160,7 @@ def larger() -> Iterable[Case]:
             for method in ("nearest", "qdrop"):
                 settings = {"method": method} | ({"budget": budget} if method == "qdrop" else {})
                 label = f"{method} on {images}" + (", quick" if budget == "quick" else "")
-                wide = {"sum_bits": 8}
+                wide = {"activation_ranges": "mse", "sum_bits": 8}
                 yield Case(model, label, "W4A4", images, count=count, budget=budget, changes=wide, reconstruction=settings)
 
 
