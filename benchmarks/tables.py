@@ -61,7 +61,8 @@ def summary(ours: list[Row], noise: list[Row], real: list[Row]) -> str:
                 f"{first['bytes'] / first['float_bytes']:.2f}",
                 f"{first['speed']:.2f}",
             ]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
+            budget = "" if first["budget"] == "standard" else f", budget `{first['budget']}`"
+            lines.append(f"| {name}{budget} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
