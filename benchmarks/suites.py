@@ -158,10 +158,11 @@ def reference() -> Iterable[Case]:
     for model in ("resnet20", "resnet56", "mobilenetv1", "squeezenet", "mobilenetv2"):
         for images in ("real", "noise"):
             yield Case(model, f"nearest on {images}", "W8A8", images, changes=ranges)
+    yield Case("digits", "nearest on noise", "W8A8", "noise")
     ranges = {"activation_ranges": "mse", "sum_bits": 8}
-    settled = (("resnet56", "standard", 128), ("mobilenetv2", "quick", 32), ("resnet20", "standard", 128))
-    for model, budget, count in settled:
-        for images in ("rsd", "real", "noise"):
+    standard = {model: ("standard", 128) for model in ("resnet56", "resnet20", "digits")}
+    for model, (budget, count) in (standard | {"mobilenetv2": ("quick", 32)}).items():
+        for images in ("rsd", "real", "noise") if model != "digits" else ("rsd", "noise"):
             for method in ("nearest", "qdrop"):
                 settings = {"method": method} | ({"budget": budget} if method == "qdrop" else {})
                 label = f"{method} on {images}" + (", quick" if budget == "quick" else "")
