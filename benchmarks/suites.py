@@ -160,7 +160,7 @@ def reference() -> Iterable[Case]:
             yield Case(model, f"nearest on {images}", "W8A8", images, changes=ranges)
     yield Case("digits", "nearest on noise", "W8A8", "noise")
     ranges = {"activation_ranges": "mse", "sum_bits": 8}
-    standard = {model: ("standard", 128) for model in ("resnet56", "resnet20", "digits")}
+    standard = dict.fromkeys(("resnet56", "resnet20", "digits"), ("standard", 128))
     for model, (budget, count) in (standard | {"mobilenetv2": ("quick", 32)}).items():
         for images in ("rsd", "real", "noise") if model != "digits" else ("rsd", "noise"):
             for method in ("nearest", "qdrop"):
