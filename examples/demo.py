@@ -32,7 +32,7 @@ BITS = ("W8A8", "W4A4")
 SEED = 0
 ZOOM, MARGIN = 3, 20  # of the pictures, in pixels
 NOTES = """
-noise    the same, calibrated on Gaussian noise
+noise    the recipe `noise`: Gaussian noise, nothing learnt
 size     of the file, where the float network's ONNX file has 1
 speed    likewise, for one image on one thread; so small a network has little
          to gain, and 4 bits save room, not time
