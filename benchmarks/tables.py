@@ -61,8 +61,7 @@ def summary(ours: list[Row], noise: list[Row], real: list[Row]) -> str:
                 f"{first['bytes'] / first['float_bytes']:.2f}",
                 f"{first['speed']:.2f}",
             ]
-            budget = "" if first["budget"] == "standard" else f", budget `{first['budget']}`"
-            lines.append(f"| {name}{budget} | {' | '.join(cells)} |")
+            lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
