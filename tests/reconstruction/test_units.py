@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -26,6 +28,27 @@ def images_in(images: Callable[..., Tensor]) -> Tensor:
 @pytest.fixture(scope="module")
 def student(residual: Network, images_in: Tensor) -> Student:
     return quantize(residual, Samples(images_in), bits="W4A4", plan="brecq")
+
+
+def test_a_step_leaves_nothing_behind(student: Student, images_in: Tensor) -> None:
+    """What a unit computed is gone with its output: kept alive by a cycle, steps would add up until Python looks for cycles."""
+    block = segment_units(student)[1]
+    inner: list[weakref.ref[Tensor]] = []
+
+    class Seen(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            inner.append(weakref.ref(x))
+            return x
+
+    x = torch.rand(len(images_in), *block.input.meta["shape"][1:])
+    gc.collect()
+    gc.disable()
+    try:
+        block.run(x, dict.fromkeys(block.quantizers[1:], Seen()))
+        assert [one() for one in inner] == [None] * (len(block.quantizers) - 1)
+    finally:
+        gc.enable()
+    assert inner
 
 
 @pytest.mark.parametrize("units", [segment_units, layer_units, lambda student: grouped(segment_units(student))])

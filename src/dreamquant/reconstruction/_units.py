@@ -54,18 +54,21 @@ class Unit:
     def run(self, x: Tensor, modules: Modules | None = None, *, exact: bool = False) -> Tensor:
         """The unit's output for inputs x; `modules` run in the place of their quantizers. `exact`: without any quantizer."""
         values: dict[fx.Node, Any] = {self.input: x}
-
-        def value(node: fx.Node) -> Any:
-            if node not in values:
-                values[node] = self._compute(node, value, modules or {}, exact=exact, batch=len(x))
-            return values[node]
-
         for node in self.nodes:
-            value(node)
+            self._value(node, values, modules or {}, exact)
         result: Tensor = values[self.output]
         return result
 
-    def _compute(self, node: fx.Node, value: Any, modules: Modules, *, exact: bool, batch: int) -> Any:
+    def _value(self, node: fx.Node, values: dict[fx.Node, Any], modules: Modules, exact: bool) -> Any:
+        """A node's value, computed where it is asked for. No closure that knows itself: it would keep a step's tensors alive."""
+        if node not in values:
+            values[node] = self._compute(node, values, modules, exact)
+        return values[node]
+
+    def _compute(self, node: fx.Node, values: dict[fx.Node, Any], modules: Modules, exact: bool) -> Any:
+        def value(argument: fx.Node) -> Any:
+            return self._value(argument, values, modules, exact)
+
         if node.op == "get_attr":
             return self.graph.get_buffer(node.meta[KEPT]) if exact and KEPT in node.meta else tensor_of(self.graph, node)
         if node.op == "call_module":
@@ -76,7 +79,7 @@ class Unit:
         if node.target is _SIZE and node.all_input_nodes[0] not in self.nodes:
             first, axis = node.args
             assert isinstance(first, fx.Node)
-            return batch if axis == 0 else first.meta["shape"][axis]
+            return len(values[self.input]) if axis == 0 else first.meta["shape"][axis]
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
