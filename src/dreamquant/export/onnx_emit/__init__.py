@@ -30,7 +30,7 @@ from dreamquant.export.onnx_emit.builder import DTYPES, Builder, Refused
 from dreamquant.export.onnx_emit.facts import Fact, probe
 from dreamquant.export.onnx_emit.naming import live_nodes, value_names
 from dreamquant.export.onnx_emit.writer import stand_in, write
-from dreamquant.network.graph import output_nodes
+from dreamquant.network.graph import input_node, output_nodes
 
 OPSETS = range(13, 23)
 BATCH = "N"
@@ -126,7 +126,7 @@ def _record_names(builder: Builder, graph: fx.Graph) -> None:
 def _model(builder: Builder, graph: fx.Graph, outputs: Sequence[tuple[str, Fact]], name: str) -> onnx.ModelProto:
     values = [(value.name, builder.facts[node]) for node, value in builder.values.items() if node.op == "call_function"]
     ends = {name for name, _ in outputs}
-    image = next(node for node in graph.nodes if node.op == "placeholder")
+    image = input_node(graph)
     proto = helper.make_graph(
         builder.nodes,
         name,

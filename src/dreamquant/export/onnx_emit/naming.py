@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from torch import fx
 
 from dreamquant.export.onnx_emit.builder import Builder
-from dreamquant.network.graph import output_nodes
+from dreamquant.network.graph import input_node, output_nodes
 
 
 def live_nodes(graph: fx.Graph, outputs: Sequence[fx.Node] | None = None) -> set[fx.Node]:
-    """The nodes that `outputs` need, by default those of the graph, and the placeholder."""
-    live = {node for node in graph.nodes if node.op == "placeholder"}
+    """The nodes that `outputs` need, by default those of the graph, and the input."""
+    live = {input_node(graph)}
     waiting = list(output_nodes(graph) if outputs is None else outputs)
     while waiting:
         node = waiting.pop()
