@@ -154,12 +154,12 @@ def official() -> Iterable[Case]:
 
 def reference() -> Iterable[Case]:
     """The default recipe's settings on photographs and on noise, which is what its dreams are measured against."""
-    ranges = {"activation_ranges": "kl", "sum_bits": 8}
+    ranges = {"activation_ranges": "kl", "elementwise_bits": 8}
     for model in ("resnet20", "resnet56", "mobilenetv1", "squeezenet", "mobilenetv2"):
         for images in ("real", "noise"):
             yield Case(model, f"nearest on {images}", "W8A8", images, changes=ranges)
     yield Case("digits", "nearest on noise", "W8A8", "noise")
-    ranges = {"activation_ranges": "mse", "sum_bits": 8}
+    ranges = {"activation_ranges": "mse", "effect_limit": 10, "elementwise_bits": 8, "second_input_bits": 8}
     standard = dict.fromkeys(("resnet56", "resnet20", "digits"), ("standard", 128))
     for model, (budget, count) in (standard | {"mobilenetv2": ("quick", 32)}).items():
         for images in ("rsd", "real", "noise") if model != "digits" else ("rsd", "noise"):

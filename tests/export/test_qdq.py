@@ -128,7 +128,7 @@ def test_a_tensor_may_be_on_two_grids(
 ) -> None:
     network = load(digits / "digits.pt2") if source == "torch" else load_onnx(digits / "digits_bnfolded.onnx")
     calibration, fresh = (Samples(images(30, network.input_shape, seed=seed)) for seed in (2, 3))
-    student = quantize(network, calibration, bits=bits, sum_bits=8)
+    student = quantize(network, calibration, bits=bits, elementwise_bits=8)
     grids = Counter(tensor.node.name for tensor in student.tensors() if tensor.kind == "activation")
     assert (max(grids.values()) == 2) == (bits != "W8A8")
 

@@ -141,7 +141,7 @@ class Chain(nn.Module):
 
 
 def test_residual_adds_may_read_more_bits_than_layers() -> None:
-    found, names = sites(capture(Chain(), (3, 6, 6)), "deploy", "W4A4", sum_bits=8)
+    found, names = sites(capture(Chain(), (3, 6, 6)), "deploy", "W4A4", elementwise_bits=8)
     read = {(names[site.node], site.bits): {names.get(user, user.name) for user in site.users} for site in found}
 
     assert read == {
@@ -158,9 +158,31 @@ def test_residual_adds_may_read_more_bits_than_layers() -> None:
     assert len({site.name for site in found}) == len(found) - 1  # the pooled values' grid is that of what was pooled
 
 
+def test_functions_that_no_layer_merges_in_may_read_more_bits_too() -> None:
+    class Leaky(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Conv2d(3, 3, 3) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            first, second, third = self.layers
+            y: Tensor = third(F.silu(second(F.leaky_relu(first(x)))))
+            return y
+
+    found, names = sites(capture(Leaky(), (3, 9, 9)), "deploy", "W4A4", elementwise_bits=8)
+    assert {(names[site.node], site.bits) for site in found} == {
+        ("image#0", 8),
+        ("conv2d#0", 8),
+        ("leaky_relu#0", 4),
+        ("conv2d#1", 8),
+        ("silu#0", 8),  # the last layer's input
+        ("conv2d#2", 4),
+    }
+
+
 def test_sums_of_no_more_bits_than_layers_have_no_grid_of_their_own(residual: Network) -> None:
-    found, _ = sites(residual, "deploy", "W4A8", sum_bits=8)
-    assert not [site for site in found if site.name.endswith("_sum_grid")]
+    found, _ = sites(residual, "deploy", "W4A8", elementwise_bits=8)
+    assert not [site for site in found if site.name.endswith("_elementwise_grid")]
 
 
 @pytest.mark.parametrize(("plan", "ends"), [("deploy", 8), ("brecq", 8), ("zeroq", 4)])

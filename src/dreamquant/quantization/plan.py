@@ -67,6 +67,9 @@ class Plan(BaseModel):
     activation_options: dict[str, Any] = Field(default_factory=dict)
     keep_scores: bool = False  # a tensor that leads to the outputs through no further layer keeps its full range
     observe: Literal["float", "quantized"] = "float"  # the activations that ranges are found on
+    # ranges from samples are narrowed until their error moves the scores, squared, at most so many times as far as that of the
+    # best narrower one; None: never
+    effect_limit: float | None = Field(default=None, ge=1, allow_inf_nan=False)
     range_source: Literal["samples", "batchnorm"] = "samples"  # batchnorm: mean +- deviations x std, with no sample seen
     deviations: float = Field(default=6.0, gt=0)
     # weights
@@ -89,8 +92,9 @@ class Plan(BaseModel):
     image_bits: int | None = Field(default=None, ge=SMALLEST_BITS, le=LARGEST_BITS)
     second_input_bits: int | None = Field(default=None, ge=SMALLEST_BITS, le=LARGEST_BITS)
     last_input_bits: int | None = Field(default=None, ge=SMALLEST_BITS, le=LARGEST_BITS)
-    # inputs of residual adds, which no weight multiplies; where a layer reads such a tensor too, it does so in its own bits
-    sum_bits: int | None = Field(default=None, ge=SMALLEST_BITS, le=LARGEST_BITS)
+    # what no weight multiplies: inputs of residual adds, of products of two tensors, and of activation functions that no runtime
+    # merges into the layer before; where a layer reads such a tensor too, it does so in its own bits
+    elementwise_bits: int | None = Field(default=None, ge=SMALLEST_BITS, le=LARGEST_BITS)
     layers: dict[str, LayerPlan] = Field(default_factory=dict)  # by the layer's name, as `inspect` shows it
 
     def layer(self, name: str) -> LayerPlan:

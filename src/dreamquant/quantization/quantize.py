@@ -19,6 +19,7 @@ from dreamquant.network.pairs import groups_of
 from dreamquant.quantization.batchnorm import correct_biases, grids_from_batchnorm
 from dreamquant.quantization.channel_bits import channel_bits, grid_of_channels
 from dreamquant.quantization.codebook import Codebook
+from dreamquant.quantization.effect import Effect, effects, narrowed
 from dreamquant.quantization.grid import FakeQuantize, Grid, grid_of_range
 from dreamquant.quantization.plan import Plan, change_plan, load_plan, parse_bits
 from dreamquant.quantization.sites import is_score
@@ -47,24 +48,27 @@ def quantize(network: Network, samples: Samples, *, bits: str = "W8A8", plan: st
     activation_options = activation_ranges.check_options(plan.activation_options)
     student, widths, roots = prepare(network, plan, width)
     functions = {name: following_function(root) if plan.placement == "integer" else None for name, root in roots.items()}
+    chunk = network.batch or CHUNK
+    images = samples.images
+    if network.batch:  # only whole batches can be run; each image is to count as often as another
+        images = images[torch.arange(-(-len(images) // chunk) * chunk) % len(images)]
+    felt: dict[fx.Node, Effect] = {}
+    if plan.effect_limit is not None and plan.range_source == "samples":
+        felt = effects(student.network, set(roots.values()), images)
     _weight_grids(student, widths)
 
     def find(name: str, values: Chunks) -> Grid:
         flat = torch.cat([value.flatten(1) for value in values]).unsqueeze(0)
         form: dict[str, Any] = {"bits": widths[name], "symmetric": plan.activation_symmetric}
-        if plan.keep_scores and is_score(roots[name]):
-            low, high = flat.flatten(1).aminmax(dim=1)
-        else:
-            low, high = activation_ranges.function(flat, **form, **activation_options)
+        whole = plan.keep_scores and is_score(roots[name])
+        low, high = flat.flatten(1).aminmax(dim=1) if whole else activation_ranges.function(flat, **form, **activation_options)
         function = functions[name]
         if function is not None:
             low, high = narrow(flat.flatten(1), low, high, function, **form)
+        if plan.effect_limit is not None and roots[name] in felt and not whole:
+            low, high = narrowed(low, high, felt[roots[name]], plan.effect_limit, **form)
         return grid_of_range(low, high, **form)
 
-    chunk = network.batch or CHUNK
-    images = samples.images
-    if network.batch:  # only whole batches can be run; each image is to count as often as another
-        images = images[torch.arange(-(-len(images) // chunk) * chunk) % len(images)]
     if plan.range_source == "batchnorm":
         _set_grids(student, grids_from_batchnorm(student, widths, roots))
     else:

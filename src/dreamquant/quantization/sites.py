@@ -69,14 +69,19 @@ def activation_sites(graph: fx.Graph, plan: Plan, bits: Bits) -> list[Site]:
 
 
 def _sites(node: fx.Node, root: fx.Node, bits: int, plan: Plan, alone: bool) -> list[Site]:
-    """A tensor's site, or two where residual adds read it in more bits than the rest of its readers.
+    """A tensor's site, or two where readers without weights have more bits than the rest of its readers.
 
     One that is not `alone` on its grid holds values that were put there already, or will be, and has no bits to give.
     """
-    sums = tuple(user for user in node.users if _is_residual_add(user)) if alone and (plan.sum_bits or 0) > bits else ()
-    rest = tuple(user for user in node.users if user not in sums)
-    found = [Site(node, root, plan.sum_bits or bits, sums, f"{root.name}_sum_grid")] if sums else []
-    return [*found, Site(node, root, bits, rest, f"{root.name}_grid")] if rest or not sums else found
+    wide = tuple(user for user in node.users if _is_elementwise(user)) if alone and (plan.elementwise_bits or 0) > bits else ()
+    rest = tuple(user for user in node.users if user not in wide)
+    found = [Site(node, root, plan.elementwise_bits or bits, wide, f"{root.name}_elementwise_grid")] if wide else []
+    return [*found, Site(node, root, bits, rest, f"{root.name}_grid")] if rest or not wide else found
+
+
+def _is_elementwise(node: fx.Node) -> bool:
+    """Whether a node computes each value from those at its place, with no weight, and no layer before it can merge it in."""
+    return is_call(node, UNMERGED) or (is_call(node, TWO_SIDED) and len(data_inputs(node)) == 2)
 
 
 def _is_residual_add(node: fx.Node) -> bool:
