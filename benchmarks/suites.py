@@ -152,21 +152,43 @@ def official() -> Iterable[Case]:
                 )
 
 
+FEW = {"activation_ranges": "mse", "effect_limit": 10, "elementwise_bits": 8, "second_input_bits": 8}
+MANY = {"activation_ranges": "kl", "elementwise_bits": 8}
+
+
 def reference() -> Iterable[Case]:
     """The default recipe's settings on photographs and on noise, which is what its dreams are measured against."""
-    ranges = {"activation_ranges": "kl", "elementwise_bits": 8}
     for model in ("resnet20", "resnet56", "mobilenetv1", "squeezenet", "mobilenetv2"):
         for images in ("real", "noise"):
-            yield Case(model, f"nearest on {images}", "W8A8", images, changes=ranges)
+            yield Case(model, f"nearest on {images}", "W8A8", images, changes=MANY)
     yield Case("digits", "nearest on noise", "W8A8", "noise")
-    ranges = {"activation_ranges": "mse", "effect_limit": 10, "elementwise_bits": 8, "second_input_bits": 8}
     standard = dict.fromkeys(("resnet56", "resnet20", "digits"), ("standard", 128))
     for model, (budget, count) in (standard | {"mobilenetv2": ("quick", 32)}).items():
         for images in ("rsd", "real", "noise") if model != "digits" else ("rsd", "noise"):
             for method in ("nearest", "qdrop"):
                 settings = {"method": method} | ({"budget": budget} if method == "qdrop" else {})
                 label = f"{method} on {images}" + (", quick" if budget == "quick" else "")
-                yield Case(model, label, "W4A4", images, count=count, budget=budget, changes=ranges, reconstruction=settings)
+                yield Case(model, label, "W4A4", images, count=count, budget=budget, changes=FEW, reconstruction=settings)
+
+
+def choices() -> Iterable[Case]:
+    """What the default recipe owes to each of its choices: that choice undone, the rest as it is, roundings not learnt."""
+    few = {
+        "all of them": {},
+        "ranges ema": {"activation_ranges": "ema"},
+        "no effect_limit": {"effect_limit": None},
+        "effect_limit 3": {"effect_limit": 3},
+        "elementwise as the rest": {"elementwise_bits": None},
+        "second input as the rest": {"second_input_bits": None},
+    }
+    for model in ("resnet20", "resnet56", "mobilenetv1", "squeezenet", "mobilenetv2"):
+        for images in ("fractal", "real"):
+            for label, changes in few.items():
+                yield Case(model, f"{label}; {images}", "W4A4", images, changes=FEW | changes)
+        for bits in ("W8A8", "W6A6"):
+            yield Case(model, "all of them; fractal", bits, "fractal", changes=MANY)
+            yield Case(model, "ranges ema; fractal", bits, "fractal", changes=MANY | {"activation_ranges": "ema"})
+        yield Case(model, "elementwise as the rest; fractal", "W6A6", "fractal", changes=MANY | {"elementwise_bits": None})
 
 
 def training() -> Iterable[Case]:
@@ -264,6 +286,7 @@ SUITES: dict[str, Callable[[], Iterable[Case | RecipeCase | SpeedCase]]] = {
     "reconstruction": reconstruction,
     "official": official,
     "reference": reference,
+    "choices": choices,
     "training": training,
     "auto": auto,
     "cifar": cifar,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamquant.errors import ModelError, OptionError
-from dreamquant.network.capture import capture
+from dreamquant.network.capture import capture, noise
 from dreamquant.network.graph import Network, input_node
 from dreamquant.quantization.effect import RIVALS, Effect, effects, narrowed
 from dreamquant.quantization.grid import Grid, grid_of_range
@@ -21,42 +22,33 @@ from dreamquant.samples import Samples
 SHAPE = (3, 6, 6)
 
 
-def draw_images(count: int, seed: int = 0) -> Tensor:
-    return torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(seed))
-
-
-def draw_weights(module: nn.Module) -> nn.Module:
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator))
-            parameter.mul_((2 / max(parameter[0].numel(), 1)) ** 0.5 if parameter.dim() > 1 else 0.2)
-    return module
-
-
 class Loud(nn.Module):
     """A network whose middle tensor has one channel of values a hundred times the rest; the last layer reads it, or hardly."""
 
     def __init__(self, heard: float) -> None:
         super().__init__()
+        self.heard = heard
         self.first, self.middle, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Linear(8, 5)
-        draw_weights(self)
+
+    def shout(self) -> Loud:
         with torch.no_grad():
             self.first.weight[0] *= 100
             self.first.bias[0] *= 100  # type: ignore[index]
-            self.middle.weight[:, 0] *= heard / 100
+            self.middle.weight[:, 0] *= self.heard / 100
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.last(torch.relu(self.middle(torch.relu(self.first(x)))).mean((2, 3)))
         return y
 
 
-def loud(heard: float) -> Network:
-    return capture(Loud(heard), SHAPE)
+@pytest.fixture
+def loud(fill: Callable[..., Loud]) -> Callable[[float], Network]:
+    return lambda heard: capture(fill(Loud(heard), SHAPE).shout(), SHAPE)
 
 
 def samples(count: int = 16) -> Samples:
-    return Samples(draw_images(count), "noise", {})
+    return Samples(noise(count, SHAPE, seed=0), "noise", {})
 
 
 def student(network: Network, limit: float | None, **changes: Any) -> Student:
@@ -70,13 +62,13 @@ def ranges(of: Student) -> dict[str, float]:
 
 
 def error(of: Student, network: Network) -> float:
-    fresh = draw_images(64, seed=5)
+    fresh = noise(64, SHAPE, seed=5)
     return (of(fresh) - network(fresh)).square().mean().item()
 
 
-def test_a_linear_network_is_told_exactly() -> None:
-    network = capture(draw_weights(nn.Sequential(nn.Flatten(), nn.Linear(108, 6))), SHAPE)
-    images = draw_images(12)
+def test_a_linear_network_is_told_exactly(fill: Callable[..., nn.Module]) -> None:
+    network = capture(fill(nn.Sequential(nn.Flatten(), nn.Linear(108, 6)), SHAPE), SHAPE)
+    images = noise(12, SHAPE, seed=0)
     prepared, _, roots = prepare(network, load_plan("deploy"), Bits(weights=8, activations=4))
     effect = effects(prepared.network, set(roots.values()), images)[input_node(prepared.network.graph.graph)]
     grid = grid_of_range(torch.tensor([-1.0]), torch.tensor([1.5]), bits=3, symmetric=False)
@@ -92,21 +84,21 @@ def test_a_linear_network_is_told_exactly() -> None:
     assert found == pytest.approx(moved, rel=0.02)
 
 
-def test_large_values_that_the_scores_hardly_hear_are_given_up() -> None:
-    network = loud(heard=0.01)
+def test_large_values_that_the_scores_hardly_hear_are_given_up(loud: Callable[[float], Network]) -> None:
+    network = loud(0.01)
     plain, listening = student(network, None), student(network, 3)
 
     assert ranges(listening)["relu_grid"] < ranges(plain)["relu_grid"] / 5
     assert error(listening, network) < error(plain, network) / 5
 
 
-def test_large_values_that_the_scores_hear_are_kept() -> None:
-    network = loud(heard=100.0)
+def test_large_values_that_the_scores_hear_are_kept(loud: Callable[[float], Network]) -> None:
+    network = loud(100.0)
     assert ranges(student(network, 3))["relu_grid"] > ranges(student(network, None))["relu_grid"] / 2
 
 
-def test_the_limit_says_how_far_to_go_and_none_is_too_wide_to_be_kept() -> None:
-    network = loud(heard=0.01)
+def test_the_limit_says_how_far_to_go_and_none_is_too_wide_to_be_kept(loud: Callable[[float], Network]) -> None:
+    network = loud(0.01)
     found = [ranges(student(network, limit))["relu_grid"] for limit in (1, 3, 30, 1e9)]
 
     assert found == sorted(found)
@@ -114,8 +106,8 @@ def test_the_limit_says_how_far_to_go_and_none_is_too_wide_to_be_kept() -> None:
     assert ranges(student(network, 1e9)) == ranges(student(network, None))
 
 
-def test_scores_keep_their_range() -> None:
-    network = loud(heard=0.01)
+def test_scores_keep_their_range(loud: Callable[[float], Network]) -> None:
+    network = loud(0.01)
     name = list(ranges(student(network, None)))[-1]
     assert ranges(student(network, 1))[name] == ranges(student(network, None))[name]
 
