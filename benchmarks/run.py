@@ -41,6 +41,7 @@ from dreamquant.run import versions
 from dreamquant.runtime import onnx_runner
 from dreamquant.samples import Samples
 from dreamquant.storage import load_samples, save_samples
+from dreamquant.synthesis import widened
 from dreamquant.training import train
 
 RESULTS = Path(__file__).parent / "results"
@@ -266,6 +267,8 @@ def images_of(data: Path, case: Case, seed: int) -> tuple[Samples, float]:
         place.parent.mkdir(parents=True, exist_ok=True)
         save_samples(samples, place, made_by)
         timing.write_text(json.dumps(round(time.process_time() - began, 1)))
+    if case.widen:
+        samples = widened(network(data, case.model), samples)
     return samples, json.loads(timing.read_text())
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.models import MODELS
 from dreamquant.methods import find_method, method_names
 from dreamquant.recipe import load_recipe
+from dreamquant.synthesis import WIDENED
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Case:
     plan: str = "deploy"
     count: int = 64
     options: dict[str, Any] = field(default_factory=dict)  # of the synthesis method
+    widen: bool = False  # to four times as many, as the default recipe does
     budget: str = "standard"
     changes: dict[str, Any] = field(default_factory=dict)  # of the plan
     allocation: dict[str, Any] = field(default_factory=lambda: {"method": "uniform"})
@@ -162,13 +164,17 @@ def reference() -> Iterable[Case]:
         for images in ("real", "noise"):
             yield Case(model, f"nearest on {images}", "W8A8", images, changes=MANY)
     yield Case("digits", "nearest on noise", "W8A8", "noise")
-    standard = dict.fromkeys(("resnet56", "resnet20", "digits"), ("standard", 128))
-    for model, (budget, count) in (standard | {"mobilenetv2": ("quick", 32)}).items():
+    recipes = {"resnet56": ("standard", 128), "resnet20": ("standard", 128), "mobilenetv2": ("quick", 32)}
+    for model, (budget, dreams) in (recipes | {"digits": ("standard", 128)}).items():
         for images in ("rsd", "real", "noise") if model != "digits" else ("rsd", "noise"):
             for method in ("nearest", "qdrop"):
                 settings = {"method": method} | ({"budget": budget} if method == "qdrop" else {})
                 label = f"{method} on {images}" + (", quick" if budget == "quick" else "")
-                yield Case(model, label, "W4A4", images, count=count, budget=budget, changes=FEW, reconstruction=settings)
+                widen = model == "mobilenetv2" and images == "rsd"
+                count = WIDENED * dreams if model == "mobilenetv2" and not widen else dreams
+                yield Case(
+                    model, label, "W4A4", images, count=count, widen=widen, budget=budget, changes=FEW, reconstruction=settings
+                )
 
 
 def choices() -> Iterable[Case]:

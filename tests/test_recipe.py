@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,22 @@ def test_for_photographs_eight_bits_take_seconds(has_batchnorm: bool) -> None:
     mine = resolve(recipe, has_batchnorm, photographs=True, settings=["quantization.activation_ranges=mse"])
     assert mine.quantization.resolved().activation_ranges == "mse"
     assert resolve(recipe, has_batchnorm, photographs=True, bits="W4A4") == resolve(recipe, has_batchnorm, bits="W4A4")
+
+
+def test_few_bits_for_large_photographs_are_learnt_on_few_dreams_and_many_images() -> None:
+    recipe = load_recipe("auto")
+    found = resolve(recipe, has_batchnorm=True, photographs=True, large=True, bits="W4A4")
+    others = [
+        resolve(recipe, has_batchnorm, photographs=photographs, large=large, bits=bits)
+        for has_batchnorm, photographs, large, bits in product((True, False), (True, False), (True, False), ("W4A4", "W8A8"))
+        if not (has_batchnorm and photographs and large and bits == "W4A4")
+    ]
+    assert found.synthesis.widen
+    assert found.synthesis.images == 4 * found.synthesis.count
+    assert not any(other.synthesis.widen for other in others)
+    assert not resolve(
+        recipe, has_batchnorm=True, photographs=True, large=True, bits="W4A4", settings=["synthesis.widen=false"]
+    ).synthesis.widen
 
 
 @pytest.mark.parametrize("given", [{"plan": "zeroq"}, {"settings": ["quantization.plan=zeroq"]}], ids=["plan", "setting"])

@@ -30,7 +30,7 @@ def expected_seconds(network: Network, recipe: Recipe) -> float:
     dreaming = LEARNING * given.get("steps", 0) * images
     given = _options("reconstruction", reconstruction.method, reconstruction.options)
     learning = RECONSTRUCTING * given.get("steps", 0) * given.get("batch", 0)
-    measuring = 6 * (synthesis.count + synthesis.held_out)
+    measuring = 6 * (synthesis.images + synthesis.held_out)
     return forward * float(dreaming + learning + measuring)
 
 

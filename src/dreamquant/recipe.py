@@ -12,6 +12,7 @@ from dreamquant import shelf
 from dreamquant.errors import OptionError, unknown
 from dreamquant.methods import BUDGETS, convert, find_method
 from dreamquant.quantization.plan import Plan, load_plan, parse_bits
+from dreamquant.synthesis import WIDENED
 
 Budget = Literal["quick", "standard", "paper"]
 RECIPES = ("dreamquant", "recipes")
@@ -33,6 +34,12 @@ class Synthesis(Stage):
 
     count: int = 64
     held_out: int = 16  # made apart, to measure on
+    widen: bool = False  # to four times `count`, by mirror images and procedural ones
+
+    @property
+    def images(self) -> int:
+        """How many images there are to calibrate on."""
+        return WIDENED * self.count if self.widen else self.count
 
 
 class Allocation(Stage):
@@ -77,15 +84,17 @@ class Variant(BaseModel):
     because: str
     batchnorm: bool | None = None  # whether the network has BatchNorm statistics
     photographs: bool | None = None  # whether the network takes three channels of a known normalisation
+    large: bool | None = None  # whether its images have 96 x 96 pixels or more
     bits_at_most: int | None = None  # of weights or of activations, whichever are fewer
     synthesis: Synthesis | None = None
     allocation: Allocation | None = None
     quantization: dict[str, Any] = Field(default_factory=dict)
     reconstruction: Reconstruction | None = None
 
-    def fits(self, bits: int, has_batchnorm: bool, photographs: bool) -> bool:
+    def fits(self, bits: int, has_batchnorm: bool, photographs: bool, large: bool) -> bool:
         """Whether this variant is for such a network and so many bits."""
         such = self.batchnorm in (None, has_batchnorm) and self.photographs in (None, photographs)
+        such = such and self.large in (None, large)
         return such and (self.bits_at_most is None or bits <= self.bits_at_most)
 
 
@@ -129,6 +138,7 @@ def resolve(
     recipe: Recipe,
     has_batchnorm: bool,
     photographs: bool = False,
+    large: bool = False,
     *,
     budget: str = "standard",
     bits: str | None = None,
@@ -137,7 +147,7 @@ def resolve(
 ) -> Recipe:
     """The recipe as it will be run: the variant that fits, the budget's and the user's settings applied, every option known.
 
-    `has_batchnorm` and `photographs` (`Network.sees_photographs`) say what network it is for; `settings` are
+    `has_batchnorm`, `photographs` (`Network.sees_photographs`) and `large` say what network it is for; `settings` are
     `stage.option=value`, with the stages `synthesis`, `allocation`, `quantization`, `reconstruction` and
     `training`. Raises `OptionError` for whatever is not known or impossible, before any work is done.
     """
@@ -150,7 +160,7 @@ def resolve(
     _apply([setting for setting in settings if setting.startswith(named)], {"quantization": quantization})
     width = parse_bits(str(quantization["bits"]))
     fewest = min(width.weights, width.activations)
-    variant = next((one for one in recipe.variants if one.fits(fewest, has_batchnorm, photographs)), None)
+    variant = next((one for one in recipe.variants if one.fits(fewest, has_batchnorm, photographs, large)), None)
     if variant and quantization["plan"] == recipe.quantization.plan:
         quantization.update(variant.quantization)
     stages = {
@@ -192,7 +202,7 @@ def _apply(settings: Iterable[str], stages: dict[str, dict[str, Any]]) -> None:
         if stage not in stages:
             raise OptionError(unknown("stage", stage, stages) + f" in {setting!r}")
         if option == "method" and value != stages[stage].get("method"):
-            kept = {name: value for name, value in stages[stage].items() if name in ("count", "held_out")}
+            kept = {name: value for name, value in stages[stage].items() if name in ("count", "held_out", "widen")}
             stages[stage].clear()  # another method's options mean nothing to this one
             stages[stage].update(kept)
         table, (*outer, last) = stages[stage], option.split(".")
@@ -213,19 +223,19 @@ def _literal(text: str) -> object:
         return text
 
 
-def _checked(family: str, fields: dict[str, Any], budget: str, **others: int) -> dict[str, Any]:
+def _checked(family: str, fields: dict[str, Any], budget: str, **others: Any) -> dict[str, Any]:
     """A stage's method and its options: the budget's, and over them those given, all of them known. `others` are no options."""
     method = find_method(family, str(fields["method"]))
     options = {name: value for name, value in fields.items() if name not in ("method", *others)}
     return {"method": method.name, **others, **method.budget(budget), **method.check_options(options)}
 
 
-def _counts(fields: dict[str, Any]) -> dict[str, int]:
+def _counts(fields: dict[str, Any]) -> dict[str, Any]:
     numbers: dict[str, Any] = {name: convert(f"synthesis.{name}", fields[name], 1) for name in ("count", "held_out")}
     for name, number in numbers.items():
         if number < 1:
             raise OptionError(f"synthesis.{name} is {number}; at least one image is needed")
-    return numbers
+    return numbers | {"widen": convert("synthesis.widen", fields["widen"], False)}
 
 
 def _check_methods(plan: Plan) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import time
@@ -33,10 +34,11 @@ from dreamquant.quantization.student import Student, check_layers
 from dreamquant.recipe import Recipe, load_recipe, resolve
 from dreamquant.reconstruction import reconstruct
 from dreamquant.storage import load_samples, save_samples
-from dreamquant.synthesis import Samples, synthesize
+from dreamquant.synthesis import Samples, synthesize, widened
 from dreamquant.training import train
 
 Progress = Callable[[str, int, int, float], None]  # (stage, steps done, steps in all, loss)
+LARGE = 96 * 96  # pixels of an image
 LARGEST_SHARE = 0.5  # of the float file's size that an output may take; checked against the disk before work begins
 
 
@@ -116,6 +118,8 @@ def run(
     dreamer = _Dreamer(network, run_dir, progress)
     stage = chosen.synthesis
     samples = dreamer("calibration", stage.method, stage.count, seed, stage.options)
+    if stage.widen:
+        samples = widened(network, samples)
     clock.lap("synthesis")
     held_out = dreamer("held-out", stage.method, stage.held_out, seed + 1, stage.options)
     clock.lap("held_out_synthesis")
@@ -178,9 +182,9 @@ def ranked(
     return sorted(damages, key=lambda layer: -layer.both)
 
 
-def _kind(network: Network) -> tuple[bool, bool]:
-    """What of a network decides on a recipe's variants: whether it has BatchNorms, and whether it sees photographs."""
-    return bool(batch_norms(network)), network.sees_photographs
+def _kind(network: Network) -> tuple[bool, bool, bool]:
+    """What of a network decides on a recipe's variants: whether it has BatchNorms, sees photographs, and sees large images."""
+    return bool(batch_norms(network)), network.sees_photographs, math.prod(network.input_shape[1:]) >= LARGE
 
 
 def telling(progress: Progress | None, stage: str) -> Callable[..., None] | None:
@@ -193,7 +197,8 @@ def telling(progress: Progress | None, stage: str) -> Callable[..., None] | None
 def _intention(network: Network, recipe: Recipe) -> str:
     """What a recipe will do, in one sentence."""
     synthesis, quantization = recipe.synthesis, recipe.quantization
-    steps = [f"{synthesis.count} images by {synthesis.method}", f"{quantization.bits} by plan {quantization.plan}"]
+    wider = ", their mirror images and as many procedural ones as both" if synthesis.widen else ""
+    steps = [f"{synthesis.count} images by {synthesis.method}{wider}", f"{quantization.bits} by plan {quantization.plan}"]
     if recipe.allocation.method != "uniform":
         steps.insert(1, f"layers by {recipe.allocation.method}")
     if recipe.reconstruction.method != "nearest":

@@ -109,7 +109,9 @@ def print_result(result: Result, report: Path | None = None) -> None:
     if chosen.because:
         table.add_row("chosen", chosen.because)
     stage = chosen.synthesis
-    table.add_row("dreamt by", f"{stage.method}, {stage.count} images, {result.seconds['synthesis']:.1f} s, seed {result.seed}")
+    widened = f", widened to {stage.images}" if stage.widen else ""
+    seconds = result.seconds["synthesis"]
+    table.add_row("dreamt by", f"{stage.method}, {stage.count} images{widened}, {seconds:.1f} s, seed {result.seed}")
     if report is not None:
         table.add_row("report", str(report))
     screen.print(table)

@@ -20,10 +20,11 @@ from dreamquant.network.scores import class_probabilities, float_scores
 from dreamquant.network.statistics import batch_norms
 from dreamquant.samples import Samples
 from dreamquant.synthesis._loop import Callback
+from dreamquant.synthesis._widen import WIDENED, widened
 
 SEEDS = range(-(2**63), 2**63)  # what a torch generator takes
 
-__all__ = ["Samples", "lacking", "needs_batchnorm", "synthesize"]
+__all__ = ["WIDENED", "Samples", "lacking", "needs_batchnorm", "synthesize", "widened"]
 
 
 def synthesize(
