@@ -56,7 +56,7 @@ def made(name: str) -> str:
         return trust.tested(trust.measured())
     if name == "summary":
         return summary(
-            [row for suite in ("auto", "digits") for row in rows_of(suite) if row["label"] == "auto, standard"],
+            [row for suite in ("auto", "digits") for row in rows_of(suite) if row["recipe"]["name"] == "auto"],
             with_default_settings("noise"),
             with_default_settings("real"),
         )

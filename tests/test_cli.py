@@ -80,7 +80,7 @@ def test_settings_reach_the_run(command: Command, digits: Path, tmp_path: Path) 
     arguments = [part for setting in settings for part in ("--set", setting)]
     output = tmp_path / "out.onnx"
     found = json.loads(works(command, "quantize", digits / FOLDED, "-o", output, *arguments, "--plan", "brecq", "--json"))
-    assert found["recipe"]["synthesis"] == {"method": "noise", "count": 3, "held_out": 5}
+    assert found["recipe"]["synthesis"] == {"method": "noise", "count": 3, "held_out": 5, "widen": False}
     assert found["recipe"]["quantization"] == {
         "plan": "brecq",
         "bits": "W8A8",

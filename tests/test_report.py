@@ -328,16 +328,16 @@ def test_errors_are_those_of_channels() -> None:
 
 def test_inputs_are_held_against_their_grid(runs: Callable[[str], Result]) -> None:
     result = runs("learned")
-    grid = next(tensor.grid for tensor in result.student.tensors() if str(tensor.quantizer.target) == "relu_grid")
+    grid = next(tensor.grid for tensor in result.student.tensors() if str(tensor.quantizer.target) == "relu_1_grid")
     assert isinstance(grid, Grid)
     narrow = replace(grid, scale=grid.scale / 4)
-    quantizer = result.student.network.graph.get_submodule("relu_grid")
+    quantizer = result.student.network.graph.get_submodule("relu_1_grid")
     assert isinstance(quantizer, FakeQuantize)
     cut = []
     try:
         for one in (grid, narrow):
             quantizer.grid = one
-            (found,) = close_ups(result.student, result.samples.images, ["conv2d_1"])
+            (found,) = close_ups(result.student, result.samples.images, ["conv2d_2"])
             assert found.inputs is not None
             drawn, ends = found.inputs.histogram, found.inputs.histogram.ends
             centres = [drawn.low + (place + 0.5) * drawn.width for place in range(len(drawn.shares))]
