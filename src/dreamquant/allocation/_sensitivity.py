@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from dreamquant.errors import ModelError
-from dreamquant.network.graph import Network, input_node, whole_batches
+from dreamquant.network.graph import Network, first_output, input_node, whole_batches
 from dreamquant.network.operators import WEIGHTED, data_inputs, data_nodes, is_call
 from dreamquant.network.scores import divergence, float_scores
 from dreamquant.quantization.codebook import Codebook
@@ -127,12 +127,12 @@ def damages(
     with torch.no_grad():
         for number, piece in enumerate(pieces):
             images = whole_batches(piece, batch)
-            expected = _first(whole.run(images))
+            expected = first_output(whole.run(images))
             values = whole.env
             for index, change in enumerate(changes):
                 with _put_in(graph, change):
                     kept = {node: value for node, value in values.items() if node not in later[index]}
-                    actual = _first(partial.run(images, initial_env=kept))
+                    actual = first_output(partial.run(images, initial_env=kept))
                 sums[index] += len(piece) * divergence(expected[: len(piece)], actual[: len(piece)])
                 if callback is not None:
                     callback(number * len(changes) + index + 1, len(pieces) * len(changes))
@@ -156,11 +156,6 @@ def _chunk(graph: fx.Graph) -> int:
     size: int = sum(torch.Size(node.meta["shape"]).numel() * node.meta["dtype"].itemsize for node in nodes)
     each = max(1, size // int(input_node(graph).meta["shape"][0]))
     return max(1, min(CHUNK, MEMORY // each))
-
-
-def _first(output: Any) -> Tensor:
-    found: Tensor = output[0] if isinstance(output, tuple | list) else output
-    return found
 
 
 @contextmanager

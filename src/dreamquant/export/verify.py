@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from torch import Tensor, fx
 
 from dreamquant.errors import VerificationError
-from dreamquant.network.graph import whole_batches
+from dreamquant.network.graph import first_output, whole_batches
 from dreamquant.quantization.grid import Grid
 from dreamquant.quantization.student import Student
 from dreamquant.runtime import onnx_runner
@@ -127,8 +127,7 @@ def _steps(student: Student, file: Path, images: Tensor, actual: Tensor, integer
         inner = runner.run(piece.contiguous().numpy(), [integers[node.name] for node in grids]) if grids else []
         following.integers = dict(zip(grids, inner, strict=True))
         with torch.no_grad():
-            output: Any = following.run(piece)
-        outputs.append(output[0] if isinstance(output, tuple | list) else output)
+            outputs.append(first_output(following.run(piece)))
     expected = torch.cat(outputs)[: len(images)]
     largest = (expected.double() - actual.double()).abs().max().item()
     return Steps(following.values, following.borders, following.apart, _agreement(expected, actual), largest)

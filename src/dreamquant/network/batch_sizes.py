@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from dreamquant.network.graph import input_node, tensor_of
+from dreamquant.network.graph import input_node, is_input, tensor_of
 
 aten = torch.ops.aten
 
@@ -69,7 +69,7 @@ class BatchFreer:
         self.module.recompile()
 
     def _value(self, node: fx.Node) -> Any:
-        if node.op == "placeholder":
+        if is_input(node):
             return torch.empty(OTHER, *node.meta["shape"][1:], device="meta")
         if node.op == "get_attr":
             return tensor_of(self.module, node).to("meta")

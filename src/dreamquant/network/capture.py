@@ -11,7 +11,7 @@ from torch import fx, nn
 from dreamquant.errors import ModelError
 from dreamquant.network.batch import free_batch
 from dreamquant.network.canonical import DECOMPOSITIONS, canonicalize, flatten_attributes
-from dreamquant.network.graph import Network, Source, input_node, output_nodes, record_shapes
+from dreamquant.network.graph import Network, Source, input_node, is_input, output_nodes, record_shapes
 
 
 def noise(count: int, input_shape: tuple[int, ...], *, seed: int) -> torch.Tensor:
@@ -91,7 +91,7 @@ def _export(module: nn.Module, input_shape: tuple[int, int, int], batch: int, so
 
 def _program_shape(program: torch.export.ExportedProgram, source: Source) -> tuple[int, int, int, int]:
     names = set(program.graph_signature.user_inputs)
-    values = [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
+    values = [node.meta["val"] for node in program.graph.nodes if is_input(node) and node.name in names]
     if len(values) != 1 or values[0].dim() != 4:
         found = ", ".join(str(tuple(value.shape)) for value in values) or "none"
         raise ModelError(f"{source.text}: one input of images (N, C, H, W) is needed, the program has {found}")
@@ -103,7 +103,7 @@ def _program_shape(program: torch.export.ExportedProgram, source: Source) -> tup
 
 def _check(graph: fx.GraphModule, source: Source) -> None:
     images = input_node(graph.graph)
-    if sum(node.op == "placeholder" for node in graph.graph.nodes) != 1:
+    if sum(map(is_input, graph.graph.nodes)) != 1:
         raise ModelError(f"{source.text}: one input of images (N, C, H, W) is needed")
     if images.meta["dtype"] != torch.float32:
         raise ModelError(f"{source.text}: the input is {images.meta['dtype']}; only float32 networks are known")

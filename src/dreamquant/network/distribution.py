@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from dreamquant.network.graph import Network, aten, tensor_of
+from dreamquant.network.graph import Network, aten, is_input, tensor_of
 from dreamquant.network.operators import CLIPPING, LINEARS, PASSTHROUGH, WEIGHTED, data_inputs, is_call
 from dreamquant.network.pairs import PADS
 
@@ -78,7 +78,7 @@ def distributions(network: Network, *, deviations: float = 6.0) -> dict[fx.Node,
     """
     known: dict[fx.Node, Distribution] = {}
     for node in network.graph.graph.nodes:
-        found = _image(network, deviations) if node.op == "placeholder" else _of(network.graph, node, known, deviations)
+        found = _image(network, deviations) if is_input(node) else _of(network.graph, node, known, deviations)
         found = _entering_norm(network.graph, node, found, deviations)
         if found is not None:
             known[node] = found
@@ -187,7 +187,7 @@ def _entering_norm(graph: fx.GraphModule, node: fx.Node, found: Distribution | N
     """What is known of a tensor, made better by the running statistics of a BatchNorm that reads it."""
     readers = [user for one in node.users for user in (one.users if one.op == "call_module" else [one])]
     norm = next((user for user in readers if is_call(user, {aten.batch_norm.default})), None)
-    if norm is None or node.op not in ("placeholder", "call_function"):
+    if norm is None or not (is_input(node) or node.op == "call_function"):
         return found
     mean, variance = (tensor_of(graph, one) for one in norm.args[3:5])  # type: ignore[arg-type]
     seen = _normal(_along_channels(norm, mean), _along_channels(norm, variance.clamp(min=0).sqrt()), deviations)

@@ -2,7 +2,7 @@
 
 The graph of a network is a flat `torch.fx.GraphModule` in eval mode with
 
-- one `placeholder`: the batch of images, float32 (N, C, H, W), in the input space of the network;
+- one input (`is_input`): the batch of images, float32 (N, C, H, W), in the input space of the network;
 - `get_attr` nodes for parameters, buffers and constants, under flat names;
 - `call_function` nodes whose targets are functional ATen overloads as `torch.export` gives them before decomposition
   (`aten.conv2d.default`, `aten.linear.default`, `aten.batch_norm.default`, ...), `operator.getitem`, and integer
@@ -100,11 +100,14 @@ class Network:
 
 def run_batched(graph: fx.GraphModule, images: Tensor, batch: int | None) -> Tensor:
     """First output of `graph` on `images`, in pieces of `batch` where the graph runs no other size."""
-    outputs = []
-    for piece in [images] if batch is None else torch.split(whole_batches(images, batch), batch):
-        output = graph(piece)
-        outputs.append(output[0] if isinstance(output, tuple | list) else output)
-    return torch.cat(outputs)[: len(images)]
+    pieces = [images] if batch is None else torch.split(whole_batches(images, batch), batch)
+    return torch.cat([first_output(graph(piece)) for piece in pieces])[: len(images)]
+
+
+def first_output(outputs: Any) -> Tensor:
+    """What a graph returns first, of one output or of several."""
+    first: Tensor = outputs[0] if isinstance(outputs, tuple | list) else outputs
+    return first
 
 
 def whole_batches(images: Tensor, batch: int | None) -> Tensor:
@@ -123,9 +126,14 @@ def digest(tensors: Iterable[Tensor]) -> str:
     return found.hexdigest()[:16]
 
 
+def is_input(node: fx.Node) -> bool:
+    """Whether a node stands for what the graph is given."""
+    return node.op == "placeholder"
+
+
 def input_node(graph: fx.Graph) -> fx.Node:
     """The node of the input images."""
-    found: fx.Node = next(node for node in graph.nodes if node.op == "placeholder")
+    found: fx.Node = next(filter(is_input, graph.nodes))
     return found
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx
 
-from dreamquant.network.graph import aten
+from dreamquant.network.graph import aten, is_input
 
 # a weight times an activation: input at args[0], weight at args[1], bias at args[2], groups at args[6]
 TRANSPOSED: set[Any] = {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
@@ -70,11 +70,11 @@ def output_channel_axis(node: fx.Node) -> int:
 
 
 def data_nodes(graph: fx.Graph) -> list[fx.Node]:
-    """The tensor-valued nodes that depend on the images, in order, the placeholder first."""
+    """The tensor-valued nodes that depend on the images, in order, the images first."""
     found: list[fx.Node] = []
     depends: set[fx.Node] = set()  # also those of several tensors, as of a split
     for node in graph.nodes:
-        if node.op == "placeholder" or (node.op != "output" and any(one in depends for one in node.all_input_nodes)):
+        if is_input(node) or (node.op != "output" and any(one in depends for one in node.all_input_nodes)):
             if "shape" in node.meta:
                 found.append(node)
             elif not _is_tuple(node):

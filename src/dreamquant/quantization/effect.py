@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from dreamquant.errors import ModelError
-from dreamquant.network.graph import Network, whole_batches
+from dreamquant.network.graph import Network, first_output, whole_batches
 from dreamquant.quantization.grid import Grid, grid_of_range
 from dreamquant.quantization.histogram import BINS
 
@@ -60,9 +60,9 @@ def effects(network: Network, nodes: Collection[fx.Node], images: Tensor) -> dic
     limits = _limits(graph, nodes, pieces)
     found: dict[fx.Node, list[Tensor]] = {}
     for piece in pieces:
-        recorder = _Recorder(graph, nodes, leaves=True)
+        recorder = _Recorder(graph, nodes)
         with torch.enable_grad():
-            scores = recorder.scores(piece).flatten(1)
+            scores = first_output(recorder.run(piece)).flatten(1)
             if not scores.requires_grad:
                 raise ModelError("effect_limit asks how far errors move the scores, and the first output has no gradient")
             best = scores.topk(min(RIVALS + 1, scores.shape[1]), dim=1).values.sum(0)
@@ -81,22 +81,17 @@ def effects(network: Network, nodes: Collection[fx.Node], images: Tensor) -> dic
 
 
 class _Recorder(fx.Interpreter):
-    """Runs a graph and keeps what some of its nodes compute; `leaves`: so that gradients of it can be taken."""
+    """Runs a graph and keeps what some of its nodes compute, so that gradients of it can be taken where they are enabled."""
 
-    def __init__(self, graph: fx.GraphModule, nodes: Collection[fx.Node], *, leaves: bool) -> None:
+    def __init__(self, graph: fx.GraphModule, nodes: Collection[fx.Node]) -> None:
         super().__init__(graph)
         self.seen: dict[fx.Node, Tensor] = {}
-        self._nodes, self._leaves = nodes, leaves
-
-    def scores(self, images: Tensor) -> Tensor:
-        output = self.run(images)
-        first: Tensor = output[0] if isinstance(output, tuple | list) else output
-        return first
+        self._nodes = nodes
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if n in self._nodes and isinstance(value, Tensor):
-            if self._leaves and not value.requires_grad:
+            if torch.is_grad_enabled() and not value.requires_grad:
                 value = value.detach().requires_grad_()
             self.seen[n] = value
         return value
@@ -107,8 +102,8 @@ def _limits(graph: fx.GraphModule, nodes: Collection[fx.Node], pieces: tuple[Ten
     found: dict[fx.Node, tuple[float, float]] = {}
     with torch.no_grad():
         for piece in pieces:
-            recorder = _Recorder(graph, nodes, leaves=False)
-            recorder.scores(piece)
+            recorder = _Recorder(graph, nodes)
+            recorder.run(piece)
             for node, value in recorder.seen.items():
                 low, high = (end.item() for end in value.aminmax())
                 before = found.get(node, (low, high))

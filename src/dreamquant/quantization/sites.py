@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from dreamquant.network.graph import aten
+from dreamquant.network.graph import aten, is_input
 from dreamquant.network.operators import (
     CLIPPING,
     CONVOLUTIONS,
@@ -251,7 +251,7 @@ def _bits(node: fx.Node, graph: fx.Graph, plan: Plan, bits: Bits) -> int:
     widths = {layer: plan.layer(layer.name).input_bits for layer in layers if node in _sources(layer)}
     if any(widths.values()):
         return max(width or bits.activations for width in widths.values())
-    if node.op == "placeholder":
+    if is_input(node):
         return plan.image_bits or bits.activations
     if plan.last_input_bits and layers and node in _sources(layers[-1]):
         return plan.last_input_bits

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, fx
 
-from dreamquant.network.graph import tensor_of
+from dreamquant.network.graph import is_input, tensor_of
 from dreamquant.quantization.grid import FakeQuantize
 
 KEPT = "float"  # in the meta of a `get_attr`: the buffer that holds what the float network has there
@@ -60,7 +60,7 @@ def walk(
     last_use = {argument: node for node in graph.graph.nodes for argument in node.all_input_nodes}
     with torch.no_grad():
         for node in graph.graph.nodes:
-            if node.op == "placeholder":
+            if is_input(node):
                 quantized[node], exact[node] = list(split), list(split)
             elif node.op == "output":
                 break

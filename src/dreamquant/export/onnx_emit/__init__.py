@@ -30,7 +30,7 @@ from dreamquant.export.onnx_emit.builder import DTYPES, Builder, Refused
 from dreamquant.export.onnx_emit.facts import Fact, probe
 from dreamquant.export.onnx_emit.naming import live_nodes, value_names
 from dreamquant.export.onnx_emit.writer import stand_in, write
-from dreamquant.network.graph import input_node, output_nodes
+from dreamquant.network.graph import input_node, is_input, output_nodes
 
 OPSETS = range(13, 23)
 BATCH = "N"
@@ -117,7 +117,7 @@ def _record_names(builder: Builder, graph: fx.Graph) -> None:
         node.meta.pop("origin", None)
         node.meta.pop("transposed", None)
         value = builder.values.get(node)
-        if value is not None and (node.op == "placeholder" or value.name in present):
+        if value is not None and (is_input(node) or value.name in present):
             node.meta["origin"] = value.name
             if value.transposed:
                 node.meta["transposed"] = True

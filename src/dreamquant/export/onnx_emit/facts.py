@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from dreamquant.errors import ModelError
+from dreamquant.network.graph import is_input
 
 PROBES = (2, 3)  # batch sizes; a dimension that differs between them depends on the batch
 
@@ -40,7 +41,7 @@ class _Recorder(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
-        varies = n.op == "placeholder" or any(parent in self._varying for parent in n.all_input_nodes)
+        varies = is_input(n) or any(parent in self._varying for parent in n.all_input_nodes)
         if varies and isinstance(value, Tensor | tuple | list):
             self._varying.add(n)
         self.seen[n] = _meta(value) if n in self._varying else value
@@ -65,7 +66,7 @@ def probe(graph: fx.GraphModule, input_shape: tuple[int, int, int], batch: int |
     varying: set[fx.Node] = set()
     for node, one in first.items():
         parents = node.all_input_nodes
-        if node.op == "placeholder" or any(parent in varying for parent in parents):
+        if is_input(node) or any(parent in varying for parent in parents):
             varying.add(node)
         stored = node.op == "get_attr" or any(facts[parent].stored for parent in parents)
         facts[node] = _fact(one, other[node], node in varying, stored, sizes)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import fx
 
 from dreamquant.export.onnx_emit.builder import Builder
-from dreamquant.network.graph import input_node, output_nodes
+from dreamquant.network.graph import input_node, is_input, output_nodes
 
 
 def live_nodes(graph: fx.Graph, outputs: Sequence[fx.Node] | None = None) -> set[fx.Node]:
@@ -32,6 +32,6 @@ def value_names(graph: fx.Graph, live: set[fx.Node], builder: Builder) -> dict[f
             names[node] = builder.unique(str(node.meta.get("origin", base)))
     for node in graph.nodes:
         if node in live and node not in names and builder.facts[node].kind == "tensor":
-            base = {"placeholder": "input", "get_attr": str(node.target)}.get(node.op, node.name)
+            base = "input" if is_input(node) else str(node.target) if node.op == "get_attr" else node.name
             names[node] = builder.unique(str(node.meta.get("origin", base)))
     return names

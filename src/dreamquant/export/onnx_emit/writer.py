@@ -8,7 +8,7 @@ from typing import Any
 from torch import fx
 
 from dreamquant.export.onnx_emit.builder import EMITTERS, Builder, Refused, Symbol, Value, refuse
-from dreamquant.network.graph import aten, tensor_of
+from dreamquant.network.graph import aten, is_input, tensor_of
 
 Names = dict[fx.Node, str]
 
@@ -17,7 +17,7 @@ def write(builder: Builder, graph: fx.GraphModule, node: fx.Node, names: Names) 
     """Write `node`, so that `builder.values` has its value; raises `Refused` for what has no ONNX form."""
     fact = builder.facts[node]
     builder.begin(node, names.get(node, node.name))
-    if node.op == "placeholder":
+    if is_input(node):
         builder.values[node] = Value(names[node], fact.shape, builder.dtype)
     elif node.op == "get_attr":
         _store(builder, graph, node, names[node])

@@ -46,7 +46,7 @@ class Builder:
         self._stored: dict[tuple[str, bool], fx.Node] = {}
 
     def images(self, name: str, shape: tuple[int, ...]) -> None:
-        """Add the placeholder for images of `shape` (N, C, H, W), the graph input `name`."""
+        """Add the input of images of `shape` (N, C, H, W), the graph input `name`."""
         node = self.graph.placeholder(_identifier(name))
         node.meta["origin"] = name
         self.values[name] = self._with_value(node, torch.empty(shape, device="meta"))
