@@ -36,6 +36,11 @@ class Synthesis(Stage):
     held_out: int = 16  # made apart, to measure on
     widen: bool = False  # to four times `count`, by mirror images and procedural ones
 
+    @classmethod
+    def own(cls) -> dict[str, Any]:
+        """The fields that are no options of the method, with their defaults: they stay when another method is asked for."""
+        return {name: field.default for name, field in cls.model_fields.items() if name not in Stage.model_fields}
+
     @property
     def images(self) -> int:
         """How many images there are to calibrate on."""
@@ -93,9 +98,10 @@ class Variant(BaseModel):
 
     def fits(self, bits: int, has_batchnorm: bool, photographs: bool, large: bool) -> bool:
         """Whether this variant is for such a network and so many bits."""
-        such = self.batchnorm in (None, has_batchnorm) and self.photographs in (None, photographs)
-        such = such and self.large in (None, large)
-        return such and (self.bits_at_most is None or bits <= self.bits_at_most)
+        asked = ((self.batchnorm, has_batchnorm), (self.photographs, photographs), (self.large, large))
+        return all(wanted in (None, is_so) for wanted, is_so in asked) and (
+            self.bits_at_most is None or bits <= self.bits_at_most
+        )
 
 
 class Recipe(BaseModel):
@@ -202,7 +208,7 @@ def _apply(settings: Iterable[str], stages: dict[str, dict[str, Any]]) -> None:
         if stage not in stages:
             raise OptionError(unknown("stage", stage, stages) + f" in {setting!r}")
         if option == "method" and value != stages[stage].get("method"):
-            kept = {name: value for name, value in stages[stage].items() if name in ("count", "held_out", "widen")}
+            kept = {name: value for name, value in stages[stage].items() if name in Synthesis.own()}
             stages[stage].clear()  # another method's options mean nothing to this one
             stages[stage].update(kept)
         table, (*outer, last) = stages[stage], option.split(".")
@@ -231,11 +237,13 @@ def _checked(family: str, fields: dict[str, Any], budget: str, **others: Any) ->
 
 
 def _counts(fields: dict[str, Any]) -> dict[str, Any]:
-    numbers: dict[str, Any] = {name: convert(f"synthesis.{name}", fields[name], 1) for name in ("count", "held_out")}
-    for name, number in numbers.items():
-        if number < 1:
-            raise OptionError(f"synthesis.{name} is {number}; at least one image is needed")
-    return numbers | {"widen": convert("synthesis.widen", fields["widen"], False)}
+    found: dict[str, Any] = {
+        name: convert(f"synthesis.{name}", fields[name], default) for name, default in Synthesis.own().items()
+    }
+    for name in ("count", "held_out"):
+        if found[name] < 1:
+            raise OptionError(f"synthesis.{name} is {found[name]}; at least one image is needed")
+    return found
 
 
 def _check_methods(plan: Plan) -> None:

@@ -31,7 +31,7 @@ from dreamquant.network.statistics import batch_norms
 from dreamquant.quantization.plan import Bits, Plan
 from dreamquant.quantization.quantize import quantize
 from dreamquant.quantization.student import Student, check_layers
-from dreamquant.recipe import Recipe, load_recipe, resolve
+from dreamquant.recipe import Recipe, Synthesis, load_recipe, resolve
 from dreamquant.reconstruction import reconstruct
 from dreamquant.storage import load_samples, save_samples
 from dreamquant.synthesis import Samples, synthesize, widened
@@ -117,9 +117,7 @@ def run(
     clock = _Clock()
     dreamer = _Dreamer(network, run_dir, progress)
     stage = chosen.synthesis
-    samples = dreamer("calibration", stage.method, stage.count, seed, stage.options)
-    if stage.widen:
-        samples = widened(network, samples)
+    samples = dreamer.calibration(stage, seed)
     clock.lap("synthesis")
     held_out = dreamer("held-out", stage.method, stage.held_out, seed + 1, stage.options)
     clock.lap("held_out_synthesis")
@@ -176,8 +174,7 @@ def ranked(
 ) -> list[LayerDamage]:
     """Layers by the damage that each alone does to the network's answers, worst first, on images dreamt by the recipe."""
     chosen = resolve(recipe, *_kind(network))
-    stage = chosen.synthesis
-    samples = _Dreamer(network, None, progress)("calibration", stage.method, stage.count, seed, stage.options)
+    samples = _Dreamer(network, None, progress).calibration(chosen.synthesis, seed)
     damages = sensitivities(network, samples, plan, str(bits), telling(progress, "weighing layers"))
     return sorted(damages, key=lambda layer: -layer.both)
 
@@ -234,6 +231,11 @@ class _Dreamer:
     def __init__(self, network: Network, run_dir: str | os.PathLike[str] | None, progress: Progress | None) -> None:
         self._network, self._progress = network, progress
         self._folder = None if run_dir is None else Path(run_dir)
+
+    def calibration(self, stage: Synthesis, seed: int) -> Samples:
+        """The images that a recipe's synthesis calibrates on."""
+        samples = self("calibration", stage.method, stage.count, seed, stage.options)
+        return widened(self._network, samples) if stage.widen else samples
 
     def __call__(self, what: str, method: str, count: int, seed: int, options: dict[str, Any]) -> Samples:
         made_by = {

@@ -36,7 +36,8 @@ def quantize(network: Network, samples: Samples, *, bits: str = "W8A8", plan: st
     """The student of a network: `plan` says which tensors are quantized and how, `samples` set the ranges.
 
     `changes` replace fields of the plan, e.g. `weight_ranges="mse"`. Raises `OptionError` for names, bits and options that are
-    not known, `DataError` for samples that do not fit the network.
+    not known, `DataError` for samples that do not fit the network, `ModelError` where `effect_limit` is set and scores have no
+    gradient.
     """
     plan = load_plan(plan, **changes) if isinstance(plan, str) else change_plan(plan, **changes)
     width = parse_bits(bits)
