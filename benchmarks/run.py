@@ -140,6 +140,7 @@ def measure_case(data: Path, case: Case, seed: int) -> dict[str, Any]:
     return {
         "images": case.images,
         "count": len(samples),
+        "widen": case.widen,
         "budget": case.budget,
         "options": case.options,
         "changes": case.changes,
