@@ -34,7 +34,7 @@ class Synthesis(Stage):
 
     count: int = 64
     held_out: int = 16  # made apart, to measure on
-    widen: bool = False  # to four times `count`, by mirror images and procedural ones
+    widen: bool = False  # to four times `count`, by mirror images and scenes
 
     @classmethod
     def own(cls) -> dict[str, Any]:

@@ -194,7 +194,7 @@ def telling(progress: Progress | None, stage: str) -> Callable[..., None] | None
 def _intention(network: Network, recipe: Recipe) -> str:
     """What a recipe will do, in one sentence."""
     synthesis, quantization = recipe.synthesis, recipe.quantization
-    wider = ", their mirror images and as many procedural ones as both" if synthesis.widen else ""
+    wider = ", their mirror images and as many procedural scenes that show them" if synthesis.widen else ""
     steps = [f"{synthesis.count} images by {synthesis.method}{wider}", f"{quantization.bits} by plan {quantization.plan}"]
     if recipe.allocation.method != "uniform":
         steps.insert(1, f"layers by {recipe.allocation.method}")
