@@ -155,6 +155,7 @@ def official() -> Iterable[Case]:
 
 
 FEW = {"activation_ranges": "mse", "effect_limit": 10, "elementwise_bits": 8, "second_input_bits": 8}
+LARGE_FEW = FEW | {"effect_limit": 1}  # of large photographs
 MANY = {"activation_ranges": "kl", "elementwise_bits": 8}
 
 
@@ -170,10 +171,17 @@ def reference() -> Iterable[Case]:
             for method in ("nearest", "qdrop"):
                 settings = {"method": method} | ({"budget": budget} if method == "qdrop" else {})
                 label = f"{method} on {images}" + (", quick" if budget == "quick" else "")
-                widen = model == "mobilenetv2" and images == "rsd"
-                count = WIDENED * dreams if model == "mobilenetv2" and not widen else dreams
+                large = model == "mobilenetv2"
                 yield Case(
-                    model, label, "W4A4", images, count=count, widen=widen, budget=budget, changes=FEW, reconstruction=settings
+                    model,
+                    label,
+                    "W4A4",
+                    images,
+                    count=WIDENED * dreams if large and images != "rsd" else dreams,
+                    widen=large and images == "rsd",
+                    budget=budget,
+                    changes=LARGE_FEW if large else FEW,
+                    reconstruction=settings,
                 )
 
 
@@ -183,7 +191,7 @@ def choices() -> Iterable[Case]:
         "all of them": {},
         "ranges ema": {"activation_ranges": "ema"},
         "no effect_limit": {"effect_limit": None},
-        "effect_limit 3": {"effect_limit": 3},
+        "effect_limit 1": {"effect_limit": 1},
         "elementwise as the rest": {"elementwise_bits": None},
         "second input as the rest": {"second_input_bits": None},
     }
