@@ -136,15 +136,19 @@ def reconstruction() -> Iterable[Case]:
 
 
 def official() -> Iterable[Case]:
-    """Genie as its official code was run on the same weights (128 images, 2,000 steps a unit, batches of 4), beside ours."""
+    """Genie as its official code was run on the same weights (128 images, 2,000 steps a unit, batches of 4), beside ours.
+
+    Twice its steps of synthesis take less than its processor seconds.
+    """
     published = {"method": "genie_m", "steps": 2000, "batch": 4}
     standard = {"method": "genie_m", "budget": "standard"}
+    dreams = {name: ("genie", {"batch": 128, "steps": steps}) for name, steps in (("genie", 600), ("genie in 1,200 steps", 1200))}
     for bits in ("W2A4", "W4A4"):
-        for images, options in (("genie", {"batch": 128, "steps": 600}), ("real", {})):
+        for name, (images, options) in (dreams | {"real": ("real", {})}).items():
             for label, settings in (("2,000 steps, batch 4", published), ("standard", standard)):
                 yield Case(
                     "resnet20",
-                    f"genie_m on 128 {images}, {label}",
+                    f"genie_m on 128 {name}, {label}",
                     bits,
                     images,
                     plan="brecq",
