@@ -18,6 +18,7 @@ from dreamquant.quantization.grid import Grid
 from dreamquant.quantization.quantize import quantize
 from dreamquant.quantization.student import Student
 from dreamquant.reconstruction import reconstruct
+from dreamquant.reconstruction._learned import SoftRounding
 from dreamquant.reconstruction._store import Spill
 from dreamquant.samples import Samples
 
@@ -200,3 +201,25 @@ def test_budgets_are_options_that_the_method_has(method: str) -> None:
     for name in ("quick", "standard"):
         assert found.budget(name)
         assert found.budget(name).keys() <= found.options.keys()
+
+
+@pytest.mark.parametrize("method", ["adaround", "brecq", "qdrop"])
+def test_a_short_budget_weighs_the_regulariser_more_so_that_fewer_roundings_are_left_undecided(
+    student: Student, calibration: Samples, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undecided: list[Tensor] = []
+    rounded = SoftRounding.rounded
+
+    def look(module: SoftRounding) -> tuple[Tensor, Grid]:
+        undecided.append(((module.soft() > 0.02) & (module.soft() < 0.98)).flatten())
+        return rounded(module)
+
+    def share(**options: Any) -> float:
+        undecided.clear()
+        reconstruct(student, calibration, method=method, budget="quick", **options)
+        return torch.cat(undecided).float().mean().item()
+
+    monkeypatch.setattr(SoftRounding, "rounded", look)
+    published = find_method("reconstruction", method).options["regulariser"].default
+
+    assert share() < 0.8 * share(regulariser=published)
