@@ -21,7 +21,7 @@ from dreamquant.errors import ModelError, OptionError, UnsupportedOperator
 from dreamquant.export.onnx_emit import emit
 from dreamquant.export.onnx_emit.naming import live_nodes
 from dreamquant.network.capture import flatten
-from dreamquant.network.graph import aten, output_nodes, record_shapes, tensor_of
+from dreamquant.network.graph import aten, input_node, output_nodes, record_shapes, tensor_of
 from dreamquant.network.operators import data_nodes
 
 SHAPE = (4, 12, 10)
@@ -591,7 +591,7 @@ def _single(name: str, prefix: str) -> tuple[fx.GraphModule, fx.Node]:
 
 def test_names_come_from_origins_and_survive_a_second_time() -> None:
     graph = case("silu")
-    image = next(node for node in graph.graph.nodes if node.op == "placeholder")
+    image = input_node(graph.graph)
     image.meta["origin"], output_nodes(graph.graph)[0].meta["origin"] = "data", "scores"
     for _ in range(2):
         model = emit(graph, input_shape=SHAPE, batch=None)
@@ -660,7 +660,7 @@ def test_unknown_operators_are_named_all_at_once() -> None:
         return torch.lgamma(torch.lgamma(x.relu())) + torch.fft.fft(x).real.digamma() + x.cummax(1).values
 
     graph = captured(Apply(unknown), SHAPE)
-    graph.graph.find_nodes(op="placeholder")[0].meta["origin"] = "data"
+    input_node(graph.graph).meta["origin"] = "data"
     with pytest.raises(UnsupportedOperator) as caught:
         emit(graph, input_shape=SHAPE, batch=None)
     message = str(caught.value)
@@ -668,7 +668,7 @@ def test_unknown_operators_are_named_all_at_once() -> None:
     assert "aten.lgamma.default (node lgamma and 1 more)" in message
     for name in ("fft", "digamma", "cummax"):
         assert name in message
-    assert graph.graph.find_nodes(op="placeholder")[0].meta["origin"] == "data"
+    assert input_node(graph.graph).meta["origin"] == "data"
 
 
 @pytest.mark.parametrize(("name", "reason"), [(name, reason) for name, (_, reason) in REFUSED.items()])

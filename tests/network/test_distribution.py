@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from dreamquant.network.capture import capture
 from dreamquant.network.distribution import Distribution, clip_ends, distributions, has_statistics
-from dreamquant.network.graph import Network, aten, output_nodes, run_batched
+from dreamquant.network.graph import Network, aten, is_input, output_nodes, run_batched
 from dreamquant.quantization.plan import load_plan, parse_bits
 from dreamquant.quantization.student import prepare
 from dreamquant.transform.equalize import equalize
@@ -244,7 +244,7 @@ def test_a_whole_network_is_followed(fill: Callable[..., nn.Module], images: Cal
     network = fold_batchnorm(network) if fold else network
     seen, told = everything(network, images(400, SHAPE, seed=12)), distributions(network)
     for node in network.graph.graph.nodes:
-        if node.op in ("call_function", "placeholder"):
+        if is_input(node) or node.op == "call_function":
             value, one = seen[node.name], told[node]
             axes = [axis for axis in range(value.dim()) if axis != 1]
             expected = one.mean.expand(1, *value.shape[1:]).mean(axes)

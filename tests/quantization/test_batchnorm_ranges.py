@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from dreamquant.errors import OptionError
 from dreamquant.export.export import export
 from dreamquant.network.capture import capture
-from dreamquant.network.graph import Network, tensor_of
+from dreamquant.network.graph import Network, is_input, tensor_of
 from dreamquant.network.load import load
 from dreamquant.quantization.quantize import quantize
 from dreamquant.quantization.student import Student
@@ -44,7 +44,7 @@ def test_a_range_is_that_of_the_widest_channel(chain: Network, images: Callable[
     layers = [node for node in student.network.graph.graph.nodes if "normal" in node.meta]
     highs = [float((beta + deviations * gamma).max()) for beta, gamma in (layer.meta["normal"] for layer in layers)]
     grids = [t.grid for t in student.tensors() if t.kind == "activation" and t.node.name.startswith("relu")]
-    image = next(t.grid for t in student.tensors() if t.node.op == "placeholder")
+    image = next(t.grid for t in student.tensors() if is_input(t.node))
 
     assert [float(grid.scale * grid.qmax) for grid in grids] == pytest.approx(highs)
     assert all(float(grid.zero_point) == 0 for grid in grids)

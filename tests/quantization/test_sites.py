@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from dreamquant.errors import OptionError
 from dreamquant.network.capture import capture
-from dreamquant.network.graph import Network
+from dreamquant.network.graph import Network, is_input
 from dreamquant.network.operators import data_nodes
 from dreamquant.quantization.plan import load_plan, parse_bits
 from dreamquant.quantization.sites import Site, activation_sites, weighted_nodes
@@ -24,7 +24,7 @@ def titles(graph: fx.Graph) -> dict[fx.Node, str]:
     seen: Counter[str] = Counter()
     found = {}
     for node in data_nodes(graph):
-        kind = "image" if node.op == "placeholder" else node.target.__name__.split(".")[0]  # type: ignore[union-attr]
+        kind = "image" if is_input(node) else node.target.__name__.split(".")[0]  # type: ignore[union-attr]
         found[node] = f"{kind}#{seen[kind]}"
         seen[kind] += 1
     return found

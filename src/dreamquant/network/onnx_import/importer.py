@@ -163,7 +163,7 @@ def _add(builder: Builder, node: onnx.NodeProto) -> None:
 def _converted(builder: Builder, node: onnx.NodeProto) -> fx.Node | Known | list[fx.Node | Known]:
     try:
         return OPERATORS[node.op_type](Op(builder, node))  # type: ignore[no-any-return]
-    except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError) as error:
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"{builder.model}: node {label(node)!r} ({node.op_type}) cannot be imported: {reason}") from error
 
