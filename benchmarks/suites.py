@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.models import MODELS
 from dreamquant.methods import find_method, method_names
-from dreamquant.recipe import load_recipe
+from dreamquant.recipe import load_recipe, resolve
 from dreamquant.synthesis import WIDENED
 
 
@@ -158,9 +158,10 @@ def official() -> Iterable[Case]:
                 )
 
 
-FEW = {"activation_ranges": "mse", "effect_limit": 10, "elementwise_bits": 8, "second_input_bits": 8}
-LARGE_FEW = FEW | {"effect_limit": 1}  # of large photographs
-MANY = {"activation_ranges": "kl", "elementwise_bits": 8}
+AUTO = load_recipe("auto")
+FEW = resolve(AUTO, has_batchnorm=True, bits="W4A4").quantization.changes
+LARGE_FEW = resolve(AUTO, has_batchnorm=True, photographs=True, large=True, bits="W4A4").quantization.changes
+MANY = resolve(AUTO, has_batchnorm=True, photographs=True, bits="W8A8").quantization.changes
 
 
 def reference() -> Iterable[Case]:
