@@ -37,6 +37,27 @@ def test_more_work_is_expected_to_take_longer(residual: Network) -> None:
     assert expected_seconds(residual, recipe("synthesis.method=noise")) < few
 
 
+@pytest.mark.usefixtures("second")
+def test_every_stage_is_counted(residual: Network) -> None:
+    plain = expected_seconds(residual, recipe())
+    assert expected_seconds(residual, recipe(), estimate=False) < plain  # images and answers that tell the loss
+    assert expected_seconds(residual, recipe("allocation.method=hybrid")) > plain + 100
+    trained, longer = (
+        expected_seconds(residual, resolve(load_recipe("gdfq"), has_batchnorm=True, settings=[f"training.epochs={epochs}"]))
+        for epochs in (10, 20)
+    )
+    assert longer - trained > plain
+
+
+@pytest.mark.usefixtures("second")
+def test_a_generator_that_all_images_share_is_learnt_once(residual: Network) -> None:
+    few, many = (
+        expected_seconds(residual, recipe("synthesis.method=gdfq", f"synthesis.count={count}"), estimate=False)
+        for count in (64, 256)
+    )
+    assert many < 1.1 * few
+
+
 def test_the_time_of_an_image_is_measured(digits: Path) -> None:
     assert 1e-7 < seconds_of_an_image(load(digits / "digits.pt2")) < 1.0
 

@@ -7,31 +7,57 @@ from typing import Any
 
 import torch
 
+from dreamquant.assess.probes import stages as probe_stages
 from dreamquant.methods import find_method
 from dreamquant.network.graph import Network
+from dreamquant.network.scores import scores_classes
+from dreamquant.quantization.sites import weighted_nodes
 from dreamquant.recipe import Recipe
+from dreamquant.synthesis import synthesize
 
-LEARNING = 4.0  # a step forwards and backwards, with its losses and its update, in times of a forward run
-RECONSTRUCTING = 8.0  # the same with quantizers in it, on float and quantized inputs
+# what is done with one image, in times of a forward run of the float network; measured on the networks of docs/benchmarks.md
+LEARNING = 4.0  # a step of a dream: forwards and backwards, with its losses and its update
+QUANTIZING = 10.0  # ranges of all tensors, and biases
+WEIGHING = 3.0  # one layer, by its weights and by its input
+RECONSTRUCTING = 6.0  # a step of all units together, on float and quantized inputs
+TRAINING = 6.0  # a step of the student, its teacher and the generator
+ANSWERING = 3.0  # the float network, the student and the file
 PROBED_SECONDS = 0.2
+PROBED_IMAGES = 4
 
 
-def expected_seconds(network: Network, recipe: Recipe) -> float:
+def expected_seconds(network: Network, recipe: Recipe, *, estimate: bool = True) -> float:
     """Processor seconds that a resolved recipe is expected to take: steps times images times what a forward run takes here.
 
-    Good to a factor of about two: methods differ in what they compute beside the network.
+    With `estimate`, those of the images and answers too that the loss of accuracy is told from. Good to a factor of two to
+    three: methods differ in what they compute beside the network, and large networks dream and learn in bfloat16 where they can.
     """
     forward = seconds_of_an_image(network)
-    synthesis, reconstruction = recipe.synthesis, recipe.reconstruction
-    given = _options("synthesis", synthesis.method, synthesis.options)
-    images = sum(
-        -(-count // given.get("batch", count)) * given.get("batch", count) for count in (synthesis.count, synthesis.held_out)
-    )
-    dreaming = LEARNING * given.get("steps", 0) * images
-    given = _options("reconstruction", reconstruction.method, reconstruction.options)
-    learning = RECONSTRUCTING * given.get("steps", 0) * given.get("batch", 0)
-    measuring = 6 * (synthesis.images + synthesis.held_out)
-    return forward * float(dreaming + learning + measuring)
+    synthesis = recipe.synthesis
+    stages = [(synthesis.method, count, synthesis.options) for count in (synthesis.count, synthesis.held_out)]
+    asked = list(probe_stages(synthesis.method).values()) if estimate and scores_classes(network) else []
+    dreaming = sum(_dreaming_seconds(network, forward, *stage) for stage in stages + asked)
+    runs = QUANTIZING * synthesis.images
+    if recipe.allocation.method != "uniform":
+        runs += WEIGHING * synthesis.images * len(weighted_nodes(network.graph.graph))
+    given = _options("reconstruction", recipe.reconstruction.method, recipe.reconstruction.options)
+    runs += RECONSTRUCTING * given.get("steps", 0) * given.get("batch", 0)
+    if recipe.training is not None:
+        given = _options("training", recipe.training.method, recipe.training.options)
+        runs += TRAINING * given["epochs"] * given["iterations"] * given["batch"]
+    runs += ANSWERING * (synthesis.held_out + sum(count for _, count, _ in asked))
+    return float(dreaming + forward * runs)
+
+
+def _dreaming_seconds(network: Network, forward: float, method: str, count: int, options: dict[str, Any]) -> float:
+    """What `count` images take: by the steps of a method that has steps, else timed on a few."""
+    given = _options("synthesis", method, options)
+    if "steps" in given:
+        shown = given["batch"] if "conditioning" in given else count  # one generator for all images sees a batch a step
+        return float(LEARNING * forward * given["steps"] * shown)
+    began = time.process_time()
+    synthesize(network, PROBED_IMAGES, method=method, **options)
+    return (time.process_time() - began) * count / PROBED_IMAGES
 
 
 def seconds_of_an_image(network: Network) -> float:

@@ -113,7 +113,7 @@ def run(
     whole = chosen.quantization.resolved()
     check_layers(network, whole)
     if announce is not None:
-        announce(_intention(network, chosen))
+        announce(_intention(network, chosen, estimate))
     clock = _Clock()
     dreamer = _Dreamer(network, run_dir, progress)
     stage = chosen.synthesis
@@ -191,7 +191,7 @@ def telling(progress: Progress | None, stage: str) -> Callable[..., None] | None
     return lambda done, steps, loss=0.0: progress(stage, done, steps, loss)
 
 
-def _intention(network: Network, recipe: Recipe) -> str:
+def _intention(network: Network, recipe: Recipe, estimate: bool) -> str:
     """What a recipe will do, in one sentence."""
     synthesis, quantization = recipe.synthesis, recipe.quantization
     wider = ", their mirror images and as many procedural scenes that show them" if synthesis.widen else ""
@@ -203,7 +203,8 @@ def _intention(network: Network, recipe: Recipe) -> str:
     if recipe.training is not None:
         steps.append(f"training by {recipe.training.method}")
     why = f" ({recipe.because})" if recipe.because else ""
-    return f"recipe {recipe.name}{why}: {', '.join(steps)}; about {expected_seconds(network, recipe):.0f} processor seconds"
+    seconds = expected_seconds(network, recipe, estimate=estimate)
+    return f"recipe {recipe.name}{why}: {', '.join(steps)}; about {seconds:.0f} processor seconds"
 
 
 def versions() -> dict[str, str]:
