@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import product
 from typing import Any
 
 from dreamquant.recipe import load_recipe
@@ -37,37 +38,37 @@ NAMES = {
 
 
 def summary(ours: list[Row], noise: list[Row], real: list[Row]) -> str:
-    """The default recipe beside the same plan calibrated on noise and on real images, a line a network and width.
-
-    A network that was measured with the budget `quick` alone says so.
-    """
+    """The default recipe beside the same plan calibrated on noise and on real images, a line a network, width and budget."""
     lines = [
         "| network | test images | bits | float | noise | DreamQuant | real images | size | speed |",
         "|---|---:|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for bits in ("W8A8", "W4A4"):
-        for model, name in NAMES.items():
-            mine = [row for row in ours if (row["model"], row["bits"]) == (model, bits)]
-            mine = [row for row in mine if row["budget"] == "standard"] or mine
-            if not mine:
-                continue
-            first = mine[0]
-            others = (
-                _mean([row["top1"] for row in rows if (row["model"], row["bits"]) == (model, bits)]) for rows in (noise, real)
-            )
-            cells = [
-                f"{first['test_images']:,}",
-                bits,
-                f"{first['float_top1']:.2f}",
-                next(others),
-                f"**{_mean([row['top1'] for row in mine])}**",
-                next(others),
-                f"{first['bytes'] / first['float_bytes']:.2f}",
-                f"{first['speed']:.2f}",
-            ]
-            quick = ", budget `quick`" if first["budget"] == "quick" else ""
-            lines.append(f"| {name}{quick} | {' | '.join(cells)} |")
+    for bits, model, budget in product(("W8A8", "W4A4"), NAMES, ("standard", "quick")):
+        mine, *others = (
+            [row for row in rows if (row["model"], row["bits"], _budget(row)) == (model, bits, budget)]
+            for rows in (ours, noise, real)
+        )
+        if not mine:
+            continue
+        first = mine[0]
+        on_noise, on_real = (_mean([row["top1"] for row in rows]) for rows in others)
+        cells = [
+            NAMES[model] + (", budget `quick`" if budget == "quick" else ""),
+            f"{first['test_images']:,}",
+            bits,
+            f"{first['float_top1']:.2f}",
+            on_noise,
+            f"**{_mean([row['top1'] for row in mine])}**",
+            on_real,
+            f"{first['bytes'] / first['float_bytes']:.2f}",
+            f"{first['speed']:.2f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _budget(row: Row) -> str:
+    return "quick" if row["label"].endswith(", quick") else "standard"
 
 
 def _steps(rows: list[Row]) -> str:
