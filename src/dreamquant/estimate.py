@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
-from dreamquant.assess.probes import stages as probe_stages
 from dreamquant.methods import find_method
 from dreamquant.network.graph import Network
-from dreamquant.network.scores import scores_classes
 from dreamquant.quantization.sites import weighted_nodes
 from dreamquant.recipe import Recipe
 from dreamquant.synthesis import synthesize
@@ -25,18 +24,20 @@ ANSWERING = 3.0  # the float network, the student and the file
 PROBED_SECONDS = 0.2
 PROBED_IMAGES = 4
 
+Stage = tuple[str, int, dict[str, Any]]  # of synthesis: method, number of images, options
 
-def expected_seconds(network: Network, recipe: Recipe, *, estimate: bool = True) -> float:
+
+def expected_seconds(network: Network, recipe: Recipe, probes: Iterable[Stage] = ()) -> float:
     """Processor seconds that a resolved recipe is expected to take: steps times images times what a forward run takes here.
 
-    With `estimate`, those of the images and answers too that the loss of accuracy is told from. Good to a factor of two to
+    `probes` are the images that the loss of accuracy is told from, which take their time too. Good to a factor of two to
     three: methods differ in what they compute beside the network, and large networks dream and learn in bfloat16 where they can.
     """
     forward = seconds_of_an_image(network)
     synthesis = recipe.synthesis
-    stages = [(synthesis.method, count, synthesis.options) for count in (synthesis.count, synthesis.held_out)]
-    asked = list(probe_stages(synthesis.method).values()) if estimate and scores_classes(network) else []
-    dreaming = sum(_dreaming_seconds(network, forward, *stage) for stage in stages + asked)
+    answered = [(synthesis.method, synthesis.held_out, synthesis.options), *probes]
+    calibration = (synthesis.method, synthesis.count, synthesis.options)
+    dreaming = sum(_dreaming_seconds(network, forward, *stage) for stage in (calibration, *answered))
     runs = QUANTIZING * synthesis.images
     if recipe.allocation.method != "uniform":
         runs += WEIGHING * synthesis.images * len(weighted_nodes(network.graph.graph))
@@ -45,7 +46,7 @@ def expected_seconds(network: Network, recipe: Recipe, *, estimate: bool = True)
     if recipe.training is not None:
         given = _options("training", recipe.training.method, recipe.training.options)
         runs += TRAINING * given["epochs"] * given["iterations"] * given["batch"]
-    runs += ANSWERING * (synthesis.held_out + sum(count for _, count, _ in asked))
+    runs += ANSWERING * sum(count for _, count, _ in answered)
     return float(dreaming + forward * runs)
 
 

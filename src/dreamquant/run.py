@@ -112,11 +112,12 @@ def run(
     chosen = resolve(known, *_kind(network), budget=budget, bits=bits, plan=plan, settings=settings)
     whole = chosen.quantization.resolved()
     check_layers(network, whole)
+    stage = chosen.synthesis
+    asked = probe_stages(stage.method) if estimate and scores_classes(network) else {}
     if announce is not None:
-        announce(_intention(network, chosen, estimate))
+        announce(_intention(chosen, expected_seconds(network, chosen, asked.values())))
     clock = _Clock()
     dreamer = _Dreamer(network, run_dir, progress)
-    stage = chosen.synthesis
     samples = dreamer.calibration(stage, seed)
     clock.lap("synthesis")
     held_out = dreamer("held-out", stage.method, stage.held_out, seed + 1, stage.options)
@@ -157,7 +158,6 @@ def run(
     clock.lap("training")
     artifact = export(student, path, samples, metadata=_metadata(chosen, seed))
     clock.lap("export")
-    asked = probe_stages(stage.method) if estimate and scores_classes(network) else {}
     probes = [dreamer(what, method, count, seed + 2, options) for what, (method, count, options) in asked.items()]
     clock.lap("probe_synthesis")
     learned = chosen.training is not None or chosen.reconstruction.method != "nearest"
@@ -191,8 +191,8 @@ def telling(progress: Progress | None, stage: str) -> Callable[..., None] | None
     return lambda done, steps, loss=0.0: progress(stage, done, steps, loss)
 
 
-def _intention(network: Network, recipe: Recipe, estimate: bool) -> str:
-    """What a recipe will do, in one sentence."""
+def _intention(recipe: Recipe, seconds: float) -> str:
+    """What a recipe will do and how long it may take, in one sentence."""
     synthesis, quantization = recipe.synthesis, recipe.quantization
     wider = ", their mirror images and as many procedural scenes that show them" if synthesis.widen else ""
     steps = [f"{synthesis.count} images by {synthesis.method}{wider}", f"{quantization.bits} by plan {quantization.plan}"]
@@ -203,7 +203,6 @@ def _intention(network: Network, recipe: Recipe, estimate: bool) -> str:
     if recipe.training is not None:
         steps.append(f"training by {recipe.training.method}")
     why = f" ({recipe.because})" if recipe.because else ""
-    seconds = expected_seconds(network, recipe, estimate=estimate)
     return f"recipe {recipe.name}{why}: {', '.join(steps)}; about {seconds:.0f} processor seconds"
 
 
