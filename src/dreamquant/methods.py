@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from dreamquant.errors import OptionError, unknown
+from dreamquant.limits import LARGEST_COUNT
 
 BUDGETS = ("quick", "standard", "paper")
 FAMILIES = {
@@ -84,16 +85,23 @@ def convert(name: str, value: object, default: object) -> object:
         if isinstance(default, int):
             if isinstance(value, float):
                 raise ValueError
-            return int(value)  # type: ignore[call-overload]
+            return checked_count(name, int(value))  # type: ignore[call-overload]
         if isinstance(default, float):
             return float(value)  # type: ignore[arg-type]
         if isinstance(default, str):
             if not isinstance(value, str):
                 raise ValueError
             return value
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, OverflowError):
         kind = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[type(default)]
         raise OptionError(f"{name} is {value!r}; it must be {kind} (default {default!r})") from None
+    return value
+
+
+def checked_count(name: str, value: int) -> int:
+    """The number of something that is made or done; `OptionError` for one that no run comes to the end of."""
+    if value > LARGEST_COUNT:
+        raise OptionError(f"{name} is {value:.6g}; it must be at most {LARGEST_COUNT:,}")
     return value
 
 

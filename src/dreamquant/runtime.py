@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,9 +13,12 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
-from dreamquant.errors import ModelError, OptionError
+from dreamquant.errors import ModelError, OptionError, blamed
+from dreamquant.limits import memory
+from dreamquant.onnx_guard import check_file
 
-_ERRORS_ONLY = 3
+_FATAL_ONLY = 4  # what is wrong with a file is raised, and told by us
+_SHARED_ARENA, _FOLDED_LIMIT = "session.use_env_allocators", "optimization.constant_folding_max_output_size_in_bytes"
 _RUNTIME_ERRORS: tuple[type[Exception], ...] = (
     RuntimeError,
     *(kind for kind in vars(_state).values() if isinstance(kind, type) and issubclass(kind, Exception)),
@@ -49,7 +53,8 @@ class OnnxRunner:
         batch, channels, height, width = (size if isinstance(size, int) and size > 0 else None for size in inputs[0].shape)
         self.batch: int | None = batch
         self.input_shape: tuple[int | None, int | None, int | None] = (channels, height, width)
-        self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
+        with blamed(ModelError, f"{self.name} has properties that cannot be read"):
+            self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[Any]:
         """The first output on images (n, C, H, W), n at least 1; ModelError where the runtime refuses them."""
@@ -88,15 +93,35 @@ def _session(source: Path | bytes, name: str, threads: int | None, optimize: boo
         raise OptionError(f"{threads} threads are impossible, it must be at least 1")
     if isinstance(source, Path) and not source.is_file():
         raise ModelError(f"there is no file {source}")
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
+    options = session_options()
     if threads is not None:
         options.intra_op_num_threads = threads
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if isinstance(source, Path):
+        check_file(source)
     with refusals(f"ONNX Runtime {onnxruntime.__version__} cannot load {name}"):
         given = source if isinstance(source, bytes) else str(source)
         return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+
+
+def session_options() -> onnxruntime.SessionOptions:
+    """Options of a session that writes nothing on the error stream and takes no more memory than `limits.memory()`."""
+    _bounded_arena()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _FATAL_ONLY
+    options.add_session_config_entry(_SHARED_ARENA, "1")
+    options.add_session_config_entry(_FOLDED_LIMIT, str(memory() // 16))
+    return options
+
+
+@cache
+def _bounded_arena() -> None:
+    """One arena for all sessions of the process: sizes in a file may ask for anything, and it gives no more than the limit."""
+    onnxruntime.set_default_logger_severity(_FATAL_ONLY)
+    place = onnxruntime.OrtMemoryInfo("Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT)
+    as_asked = {"max_mem": memory(), "arena_extend_strategy": 1}
+    onnxruntime.create_and_register_allocator(place, onnxruntime.OrtArenaCfg(as_asked))
 
 
 @contextmanager

@@ -12,12 +12,12 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-
-import dreamquant.report  # noqa: F401  (whatever a command imports late is imported before the first fork)
-from dreamquant.methods import FAMILIES, find_method, method_names
 from tests.fuzz import api_calls, data_files, onnx_files, option_texts, pt2_files  # noqa: F401  (each enters its makers)
 from tests.fuzz.cases import Case, makers
 from tests.fuzz.server import FAULTS, GOOD, Outcome, run
+
+import dreamquant.report  # noqa: F401  (whatever a command imports late is imported before the first fork)
+from dreamquant.methods import FAMILIES, find_method, method_names
 
 
 def parsed() -> argparse.Namespace:

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from tests.fuzz.cases import DIGITS, HUGE, Case, hostile
 from torch import nn
 
 import dreamquant
 from dreamquant import Samples
-from tests.fuzz.cases import DIGITS, HUGE, Case, hostile
 
 ONNX, PT2, DATA = (DIGITS / name for name in ("digits_bnfolded.onnx", "digits.pt2", "digits_test.npz"))
 SHAPE = (1, 16, 16)

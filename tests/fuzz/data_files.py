@@ -12,7 +12,6 @@ from random import Random
 
 import numpy as np
 from PIL import Image
-
 from tests.fuzz.cases import DIGITS, HUGE, QUICK, Case, hostile
 
 MODEL = str(DIGITS / "digits_bnfolded.onnx")

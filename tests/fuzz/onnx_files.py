@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper, numpy_helper
-
 from tests.fuzz.cases import DIGITS, QUICK, Case, hostile
 
 Change = Callable[[Random, onnx.ModelProto], object]

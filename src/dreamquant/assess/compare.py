@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,8 +53,8 @@ class Comparison:
 
 
 def compare(
-    a: Path,
-    b: Path,
+    a: str | os.PathLike[str],
+    b: str | os.PathLike[str],
     *,
     samples: Samples | None = None,
     data: LabelledImages | None = None,
@@ -79,9 +80,12 @@ def compare(
     """
     if bool(mean) != bool(std):
         raise OptionError("mean and std belong together: give both or none")
+    a, b = Path(a), Path(b)
     files = _files(onnx_runner(a, threads=threads), onnx_runner(b, threads=threads), input_shape, samples)
     pixels: Pixels = ((), ()) if samples is not None and data is None else _normalisation(files, mean, std)
     real = None if data is None else _real(files, data, pixels)
+    if samples is not None:
+        samples.check(files.input_shape)
     images = _given(files, samples) if samples is not None else real or _procedural(files, pixels, count, seed)
     stored = contents(a), contents(b)
     latency, untimed = _latency(files, (a, b), batch, threads, rounds)

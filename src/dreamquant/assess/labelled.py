@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import os
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,10 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from dreamquant.errors import DataError, OptionError
+from dreamquant.errors import DataError, OptionError, blamed
+from dreamquant.limits import check_archive
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
+LARGEST_IMAGE = 89_478_485  # pixels; above it Pillow, too, suspects a bomb
 _MODES = {1: "L", 3: "RGB"}
 _DEEP_MODES = ("I", "F")  # more than 8 bits a channel: Pillow would clip instead of scale
 Reader = Callable[[int], Image.Image]
@@ -83,7 +87,11 @@ class LabelledImages:
 
 
 def load_labelled(
-    path: Path, *, labels: Path | None = None, label_column: str = "label", required: bool = True
+    path: str | os.PathLike[str],
+    *,
+    labels: str | os.PathLike[str] | None = None,
+    label_column: str = "label",
+    required: bool = True,
 ) -> LabelledImages:
     """Labelled images from one of
 
@@ -96,19 +104,18 @@ def load_labelled(
     Zip files are read in place, image by image. Raises DataError when anything is missing, unreadable or not as said
     here, OptionError when `labels` are given for an .npz.
     """
+    path, labels = Path(path), None if labels is None else Path(labels)
     if labels is not None and not labels.is_file():
         raise DataError(f"there is no file {labels} with labels")
     if not path.exists():
         raise DataError(f"{path} does not exist")
-    try:
+    with blamed(DataError, f"{path} cannot be read"):
         if path.is_dir():
             return _from_folder(path, labels, label_column, required)
         if path.suffix.lower() == ".zip":
             return _from_zip(path, labels, label_column, required)
         if path.suffix.lower() == ".npz":
             return _from_npz(path, labels)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {_line(error)}") from error
     raise DataError(f"{path} is not a kind of labelled data that is known (known: a folder, .npz, .zip)")
 
 
@@ -204,7 +211,10 @@ def _arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             known = archive.files
+            check_archive(archive.zip, archive.zip.namelist(), str(path), DataError)
             found = {name: archive[name] for name in ("x", "y") if name in known}
+    except DataError:
+        raise
     except Exception as error:  # numpy raises whatever the broken bytes lead to
         raise DataError(f"{path} is not a readable npz file: {_line(error)}") from error
     missing = [name for name in ("x", "y") if name not in found]
@@ -280,15 +290,22 @@ def _zip_reader(path: Path, names: Sequence[str]) -> Iterator[Reader]:
     except (OSError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} is not a readable zip file: {_line(error)}") from error
     with archive:
-        yield lambda i: _decode(partial(archive.read, names[i]), f"{names[i]} in {path}")
+        yield lambda i: _decode(partial(_unpacked, archive, names[i], path), f"{names[i]} in {path}")
+
+
+def _unpacked(archive: zipfile.ZipFile, name: str, path: Path) -> bytes:
+    check_archive(archive, [name], f"{name} in {path}", DataError)
+    return archive.read(name)
 
 
 def _decode(read: Callable[[], bytes], where: str) -> Image.Image:
-    try:
+    with blamed(DataError, f"{where} is not a readable image"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what Pillow suspects of an image's metadata, and of sizes that are checked here
         image = Image.open(BytesIO(read()))
+        pixels = image.width * image.height
+        if pixels > LARGEST_IMAGE:
+            raise DataError(f"{where} has {pixels:,} pixels ({image.width} x {image.height}); at most {LARGEST_IMAGE:,} are read")
         image.load()
-    except Exception as error:  # Pillow and zipfile raise whatever the broken bytes lead to
-        raise DataError(f"{where} is not a readable image: {_line(error)}") from error
     if image.mode.startswith(_DEEP_MODES):
         raise DataError(f"{where} has more than 8 bits a channel (mode {image.mode}), only 8 are read")
     return image

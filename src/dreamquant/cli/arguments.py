@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+import inspect
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from dreamquant.assess.labelled import LabelledImages, load_labelled
 from dreamquant.errors import OptionError, unknown
+from dreamquant.limits import set_memory
 from dreamquant.network.graph import Network
 from dreamquant.network.load import load, parse_numbers
 from dreamquant.network.onnx_import.interface import image_input
@@ -26,8 +29,25 @@ Labels = Annotated[Path | None, typer.Option(help="csv with columns `file` and t
 LabelColumn = Annotated[str, typer.Option(help="the csv's column of class numbers")]
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="show no progress")]
+Memory = Annotated[float | None, typer.Option(help="GiB that may be asked for; without it, half of the machine's memory")]
 
 Numbers = tuple[float, ...]
+
+
+def limited(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with one more option: how much memory a file, an image or a number of images may ask for."""
+
+    @functools.wraps(command)
+    def within(*, memory: float | None, **options: Any) -> None:
+        if memory is not None:
+            set_memory(memory)
+        command(**options)
+
+    signature = inspect.signature(command, eval_str=True)
+    added = inspect.Parameter("memory", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Memory)
+    within.__signature__ = signature.replace(parameters=[*signature.parameters.values(), added])  # type: ignore[attr-defined]
+    within.__annotations__ = {name: entry.annotation for name, entry in within.__signature__.parameters.items()}  # type: ignore[attr-defined]
+    return within
 
 
 # ---- models and images

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,13 +29,17 @@ class Artifact:
     verification: Verification
 
 
-def export(student: Student, path: Path, samples: Samples, *, metadata: Mapping[str, str] | None = None) -> Artifact:
+def export(
+    student: Student, path: str | os.PathLike[str], samples: Samples, *, metadata: Mapping[str, str] | None = None
+) -> Artifact:
     """Write `path` (.onnx) and prove it on the samples. `metadata` goes into the file's properties, beside those it came with.
 
     Raises `OptionError` for another suffix, `OutputError` when the file cannot be written, `UnsupportedOperator` for what the
     format cannot say, `VerificationError` when the file does not do what was measured; `path` is then as it was.
     """
+    path = Path(path)
     check_format(path)
+    samples.check(student.network.input_shape)
     proto, integers = to_onnx(student)
     network = student.network
     properties = {entry.key: entry.value for entry in proto.metadata_props} | {

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from dreamquant.errors import ModelError, OptionError
+from dreamquant.errors import ModelError, OptionError, blamed
+from dreamquant.limits import check_memory
 from dreamquant.network.capture import capture
 from dreamquant.network.graph import Network, Source
 from dreamquant.network.onnx_import import load_onnx
@@ -41,13 +42,22 @@ def load(
     """
     if bool(mean) != bool(std):
         raise OptionError("mean and std belong together: give both or none")
-    if input_shape is not None and (len(input_shape) != 3 or min(input_shape) < 1):
-        raise OptionError(f"input_shape is {input_shape}; it must be (C, H, W), each at least 1")
-    network = _load(model, input_shape)
+    if input_shape is not None:
+        if len(input_shape) != 3 or not all(size == int(size) >= 1 for size in input_shape):
+            raise OptionError(f"input_shape is {input_shape}; it must be (C, H, W), each at least 1")
+        input_shape = (int(input_shape[0]), int(input_shape[1]), int(input_shape[2]))
+        check_memory(4 * math.prod(input_shape), f"images {input_shape}", OptionError)
+    with blamed(ModelError, f"{_named(model)} cannot be read"):
+        network = _load(model, input_shape)
     if mean is None:
-        mean, std = stored_normalisation(_properties(network.source))
+        with blamed(ModelError, f"{_named(model)} has properties that cannot be read"):
+            mean, std = stored_normalisation(_properties(network.source))
     _check_normalisation(mean, std or (), network.input_shape[0])
     return Network(network.graph, network.input_shape, network.source, mean, std or (), network.batch)
+
+
+def _named(model: str | os.PathLike[str] | nn.Module) -> str:
+    return type(model).__name__ if isinstance(model, nn.Module) else os.fspath(model)
 
 
 def _load(model: str | os.PathLike[str] | nn.Module, input_shape: tuple[int, int, int] | None) -> Network:

@@ -7,13 +7,16 @@ BatchNorm statistics says so (`NEEDS_BATCHNORM = True`) and is refused, with a s
 
 from __future__ import annotations
 
+import math
+import operator
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from dreamquant.errors import DreamQuantError, OptionError, unknown
-from dreamquant.methods import BUDGETS, Method, find_method, method_names
+from dreamquant.limits import check_memory
+from dreamquant.methods import BUDGETS, Method, checked_count, find_method, method_names
 from dreamquant.network.attention import attentions
 from dreamquant.network.graph import Network
 from dreamquant.network.scores import class_probabilities, float_scores
@@ -23,6 +26,8 @@ from dreamquant.synthesis._loop import Callback
 from dreamquant.synthesis._widen import WIDENED, widened
 
 SEEDS = range(-(2**63), 2**63)  # what a torch generator takes
+
+IMAGE_COPIES, FLOAT_BYTES = 4, 4  # the images, their gradient and what an optimizer knows of each value
 
 __all__ = ["WIDENED", "Samples", "lacking", "needs_batchnorm", "synthesize", "widened"]
 
@@ -44,8 +49,10 @@ def synthesize(
     that needs BatchNorm statistics where the network has none; `DreamQuantError` when the images are not finite.
     """
     found = find_method("synthesis", method)
+    count, seed = whole("count", count), whole("seed", seed)
     if count < 1:
         raise OptionError(f"count is {count}; at least one image is needed")
+    check_images(network, count)
     if seed not in SEEDS:
         raise OptionError(f"seed is {seed}; it must be from {SEEDS[0]} to {SEEDS[-1]}")
     lack = lacking(found, network)
@@ -65,6 +72,20 @@ def synthesize(
     probabilities = class_probabilities(network, float_scores(network, samples.images))
     confidence = None if probabilities is None else probabilities.amax(1)
     return replace(samples, method=method, seed=seed, options=options, confidence=confidence)
+
+
+def whole(name: str, value: object) -> int:
+    """A whole number of whatever type, as Python's own; `OptionError` for what is none."""
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise OptionError(f"{name} is {value!r}; it must be a whole number") from None
+
+
+def check_images(network: Network, count: int) -> None:
+    """`OptionError` where so many images, and what is kept beside them while they are made, take more memory than the limit."""
+    needed = IMAGE_COPIES * count * math.prod(network.input_shape) * FLOAT_BYTES
+    check_memory(needed, f"{checked_count('count', count)} images {network.input_shape}", OptionError)
 
 
 def lacking(method: Method, network: Network) -> str:

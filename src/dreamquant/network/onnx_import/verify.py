@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from dreamquant.errors import ModelError
 from dreamquant.network.batch import difference, noise
+from dreamquant.runtime import session_options
 
 TOLERANCE = 1e-3  # of 1 + the largest output: two float32 runtimes differ by 1e-6 a layer, a wrong attribute by much more
 
@@ -31,9 +32,8 @@ def verify(graph: fx.GraphModule, path: Path, shape: tuple[int, int, int], batch
 
 
 def _run(path: Path, images: Tensor) -> list[Tensor]:
-    options = onnxruntime.SessionOptions()
+    options = session_options()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         outputs = session.run(None, {session.get_inputs()[0].name: images.numpy()})
