@@ -32,7 +32,7 @@ class Samples:
         return len(self.images)
 
     def check(self, input_shape: tuple[int, ...]) -> None:
-        """`DataError` unless these are images, at least one, of finite float32 numbers (N, C, H, W) for a network of (C, H, W)."""
+        """`DataError` unless these are images, at least one, of finite float32 numbers, for a network of (C, H, W)."""
         images: object = self.images
         wanted = f"the network takes (N, {', '.join(map(str, input_shape))})"
         if not isinstance(images, Tensor):

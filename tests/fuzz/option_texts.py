@@ -193,12 +193,13 @@ def closed_pipe(random: Random, folder: Path) -> Case:
         read, write = os.pipe()
         os.close(read)
         os.dup2(write, 1)
+        sys.stdout = os.fdopen(1, "w")
         sys.argv = ["dreamquant", *chosen]
         try:
             main()
         except SystemExit as end:
             if end.code not in (0, None):
-                raise
+                raise RuntimeError(f"status {end.code}") from end
 
     return Case("stdout is a closed pipe", work)
 

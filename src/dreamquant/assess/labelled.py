@@ -24,6 +24,7 @@ from dreamquant.limits import check_archive
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 LARGEST_IMAGE = 89_478_485  # pixels; above it Pillow, too, suspects a bomb
+LARGEST_FILE = 8 * LARGEST_IMAGE  # bytes: four channels and whatever is stored beside them
 _MODES = {1: "L", 3: "RGB"}
 _DEEP_MODES = ("I", "F")  # more than 8 bits a channel: Pillow would clip instead of scale
 Reader = Callable[[int], Image.Image]
@@ -280,7 +281,17 @@ def _is_file(path: Path) -> bool:
 
 @contextmanager
 def _folder_reader(folder: Path, names: Sequence[str]) -> Iterator[Reader]:
-    yield lambda i: _decode((folder / names[i]).read_bytes, str(folder / names[i]))
+    yield lambda i: _decode(partial(_whole, folder / names[i]), str(folder / names[i]))
+
+
+def _whole(path: Path) -> bytes:
+    _check_length(path.stat().st_size, str(path))
+    return path.read_bytes()
+
+
+def _check_length(length: int, where: str) -> None:
+    if length > LARGEST_FILE:
+        raise DataError(f"{where} has {length:,} bytes; images of at most {LARGEST_FILE:,} are read")
 
 
 @contextmanager
@@ -294,7 +305,7 @@ def _zip_reader(path: Path, names: Sequence[str]) -> Iterator[Reader]:
 
 
 def _unpacked(archive: zipfile.ZipFile, name: str, path: Path) -> bytes:
-    check_archive(archive, [name], f"{name} in {path}", DataError)
+    _check_length(archive.getinfo(name).file_size, f"{name} in {path}")
     return archive.read(name)
 
 
