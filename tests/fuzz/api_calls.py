@@ -33,7 +33,7 @@ def whole(model: Any = ONNX, path: Any = Path("out.onnx"), samples: Samples | No
     """Load, synthesize, quantize, export."""
     shape = SHAPE if isinstance(model, nn.Module) else None
     network = dreamquant.load(model, input_shape=shape)
-    made = samples or dreamquant.synthesize(network, 4, method="noise")
+    made = samples if samples is not None else dreamquant.synthesize(network, 4, method="noise")
     dreamquant.export(dreamquant.quantize(network, made), path, made)
 
 

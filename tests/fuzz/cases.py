@@ -13,6 +13,9 @@ QUICK = ("--set", "synthesis.method=noise", "--set", "synthesis.count=2", "--set
 HUGE = (10**12, 10**9, 2**31, 2**40, 2**62, 2**63 - 1, 2**63, 2**64, 10**30)
 
 
+CLOSED = "|"  # in place of a file: a pipe that nobody reads
+
+
 @dataclass(frozen=True)
 class Case:
     """Arguments of the command line, or a call of the Python API; `title` says what is hostile in it."""

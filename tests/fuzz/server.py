@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.fuzz.cases import CLOSED
+
 from dreamquant.cli import main
 from dreamquant.errors import DreamQuantError
 
@@ -48,7 +50,7 @@ def run(work: tuple[str, ...] | Callable[[], object], folder: Path, *, out: str 
     began = time.monotonic()
     child = os.fork()
     if child == 0:
-        _child(work, folder, Path(out) if out else streams[0], streams[1])
+        _child(work, folder, out or str(streams[0]), str(streams[1]))
     ended, stopped = _watch(child, began)
     _, status, usage = ended
     seconds = time.monotonic() - began
@@ -59,7 +61,7 @@ def run(work: tuple[str, ...] | Callable[[], object], folder: Path, *, out: str 
     return Outcome(kind, error.decode(errors="backslashreplace"), text.decode(errors="replace"), seconds, usage.ru_maxrss * 1024)
 
 
-def _child(work: tuple[str, ...] | Callable[[], object], folder: Path, out: Path, err: Path) -> None:
+def _child(work: tuple[str, ...] | Callable[[], object], folder: Path, out: str, err: str) -> None:
     code = 70
     try:
         resource.setrlimit(resource.RLIMIT_AS, (_BACKSTOP, _BACKSTOP))
@@ -67,7 +69,7 @@ def _child(work: tuple[str, ...] | Callable[[], object], folder: Path, out: Path
         os.chdir(folder)
         os.setpgid(0, 0)
         for number, path in ((1, out), (2, err)):
-            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+            os.dup2(_closed_pipe() if path == CLOSED else os.open(path, os.O_WRONLY | os.O_CREAT), number)
         sys.stdout = io.TextIOWrapper(io.FileIO(1, "w"), encoding="utf-8", write_through=True)
         sys.stderr = io.TextIOWrapper(io.FileIO(2, "w"), encoding="utf-8", errors="backslashreplace", write_through=True)
         warnings.resetwarnings()
@@ -76,6 +78,12 @@ def _child(work: tuple[str, ...] | Callable[[], object], folder: Path, out: Path
         traceback.print_exc()
     finally:
         os._exit(code)
+
+
+def _closed_pipe() -> int:
+    read, write = os.pipe()
+    os.close(read)
+    return write
 
 
 def _called(work: tuple[str, ...] | Callable[[], object]) -> int:

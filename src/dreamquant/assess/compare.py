@@ -20,6 +20,7 @@ from dreamquant.assess.paired import Array, OutputError, PairedAccuracy, Ranks, 
 from dreamquant.errors import DataError, ModelError, OptionError
 from dreamquant.network.graph import Network, Source
 from dreamquant.network.load import stored_normalisation
+from dreamquant.plain import plain_torch
 from dreamquant.runtime import OnnxRunner, Output, onnx_runner
 from dreamquant.samples import Samples
 from dreamquant.synthesis import synthesize
@@ -52,6 +53,7 @@ class Comparison:
     notes: list[str]
 
 
+@plain_torch()
 def compare(
     a: str | os.PathLike[str],
     b: str | os.PathLike[str],

@@ -14,6 +14,7 @@ from dreamquant.export.qdq import to_onnx
 from dreamquant.export.verify import Verification, verify
 from dreamquant.files import atomic_path
 from dreamquant.network.load import MEAN_KEY, STD_KEY, format_numbers
+from dreamquant.plain import plain_torch
 from dreamquant.quantization.student import Student
 from dreamquant.samples import Samples
 
@@ -29,6 +30,7 @@ class Artifact:
     verification: Verification
 
 
+@plain_torch()
 def export(
     student: Student, path: str | os.PathLike[str], samples: Samples, *, metadata: Mapping[str, str] | None = None
 ) -> Artifact:

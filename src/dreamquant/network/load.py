@@ -21,11 +21,13 @@ from dreamquant.limits import check_memory
 from dreamquant.network.capture import capture
 from dreamquant.network.graph import Network, Source
 from dreamquant.network.onnx_import import load_onnx
+from dreamquant.plain import plain_torch
 
 MEAN_KEY, STD_KEY = "dreamquant.mean", "dreamquant.std"  # properties of a model file
 FORMS = "a .onnx file, a .pt2 file, package.module:callable, path.py:callable or timm:NAME"
 
 
+@plain_torch()
 def load(
     model: str | os.PathLike[str] | nn.Module,
     *,

@@ -17,6 +17,7 @@ from dreamquant.network.graph import Network, tensor_of
 from dreamquant.network.live import check_run
 from dreamquant.network.operators import CONVOLUTIONS, WEIGHTED, is_call, output_channel_axis
 from dreamquant.network.pairs import groups_of
+from dreamquant.plain import plain_torch
 from dreamquant.quantization.batchnorm import correct_biases, grids_from_batchnorm
 from dreamquant.quantization.channel_bits import channel_bits, grid_of_channels
 from dreamquant.quantization.codebook import Codebook
@@ -33,6 +34,7 @@ CHUNK = 32  # images run at once
 LARGEST_BIAS = 2**30  # of an int32; the rest is room for the sum of products
 
 
+@plain_torch()
 def quantize(network: Network, samples: Samples, *, bits: str = "W8A8", plan: str | Plan = "deploy", **changes: Any) -> Student:
     """The student of a network: `plan` says which tensors are quantized and how, `samples` set the ranges.
 

@@ -21,6 +21,7 @@ from dreamquant.network.attention import attentions
 from dreamquant.network.graph import Network
 from dreamquant.network.scores import class_probabilities, float_scores
 from dreamquant.network.statistics import batch_norms
+from dreamquant.plain import plain_torch
 from dreamquant.samples import Samples
 from dreamquant.synthesis._loop import Callback
 from dreamquant.synthesis._widen import WIDENED, widened
@@ -32,6 +33,7 @@ IMAGE_COPIES, FLOAT_BYTES = 4, 4  # the images, their gradient and what an optim
 __all__ = ["WIDENED", "Samples", "lacking", "needs_batchnorm", "synthesize", "widened"]
 
 
+@plain_torch()
 def synthesize(
     network: Network,
     count: int,
