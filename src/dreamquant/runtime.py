@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from dreamquant.errors import ModelError, OptionError, blamed
-from dreamquant.limits import memory
+from dreamquant.limits import check_memory, memory
 from dreamquant.onnx_guard import check_file
 
 _FATAL_ONLY = 4  # what is wrong with a file is raised, and told by us
@@ -53,6 +54,8 @@ class OnnxRunner:
         batch, channels, height, width = (size if isinstance(size, int) and size > 0 else None for size in inputs[0].shape)
         self.batch: int | None = batch
         self.input_shape: tuple[int | None, int | None, int | None] = (channels, height, width)
+        sizes = (batch or 1, channels or 1, height or 1, width or 1)
+        check_memory(4 * math.prod(sizes), f"{self.name}: images {sizes}", ModelError)
         with blamed(ModelError, f"{self.name} has properties that cannot be read"):
             self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import warnings
 import zipfile
@@ -19,12 +20,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from dreamquant.errors import DataError, OptionError, blamed
-from dreamquant.limits import check_archive
+from dreamquant.limits import check_archive, check_memory
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 LARGEST_IMAGE = 89_478_485  # pixels; above it Pillow, too, suspects a bomb
 LARGEST_FILE = 8 * LARGEST_IMAGE  # bytes: four channels and whatever is stored beside them
+_BATCH_BYTES = 1 + 4 + 4  # of a value: as a pixel, as a number, and as a normalised one
 _MODES = {1: "L", 3: "RGB"}
 _DEEP_MODES = ("I", "F")  # more than 8 bits a channel: Pillow would clip instead of scale
 Reader = Callable[[int], Image.Image]
@@ -73,6 +75,9 @@ class LabelledImages:
         check_normalisation(mean, std, channels=input_shape[0])
         if input_shape[0] not in _MODES:
             raise DataError(f"images have 1 or 3 channels, the network takes {input_shape[0]}")
+        together = min(size, len(self))
+        needed = _BATCH_BYTES * together * math.prod(input_shape)
+        check_memory(needed, f"a batch of {together} images {input_shape}", OptionError)
         return self._batches(size, input_shape, mean, std)
 
     def _batches(

@@ -6,11 +6,12 @@ import math
 
 from torch import fx
 
-from dreamquant.errors import OptionError
+from dreamquant.errors import ModelError, OptionError
 from dreamquant.limits import check_memory
 from dreamquant.network.graph import Network, input_node
 
-COPIES = 2  # of what is alive: the runtime's beside ours, or a quantized value beside the float one
+LOADING = 3  # times what is alive, where a file is tried: the runtime's, ours, and what convolutions make of both on the way
+WALKING = 2  # a quantized value beside the float one
 
 
 def live_bytes(graph: fx.GraphModule) -> int:
@@ -27,7 +28,7 @@ def live_bytes(graph: fx.GraphModule) -> int:
         alive += _size(node)
         most = max(most, alive)
         alive -= sum(map(_size, ends.get(node, ())))
-    return COPIES * most
+    return most
 
 
 def _size(node: fx.Node) -> int:
@@ -42,8 +43,15 @@ def _is_view(node: fx.Node) -> bool:
     return schema is not None and any(result.alias_info is not None for result in schema.returns)
 
 
+def check_trial(graph: fx.GraphModule, images: int, name: str) -> None:
+    """`ModelError` where a file cannot be tried on so many images within the limit of memory."""
+    recorded = input_node(graph.graph).meta["shape"]
+    what = f"{name}: a run of {images} images {tuple(recorded[1:])}"
+    check_memory(LOADING * live_bytes(graph) * images // recorded[0], what, ModelError)
+
+
 def check_run(network: Network, images: int) -> None:
     """`OptionError` where a run over so many images, all of them at every node, takes more memory than the limit."""
     recorded = input_node(network.graph.graph).meta["shape"][0]
     what = f"{network.source.text} on {images} images {network.input_shape}"
-    check_memory(live_bytes(network.graph) * images // recorded, what, OptionError)
+    check_memory(WALKING * live_bytes(network.graph) * images // recorded, what, OptionError)

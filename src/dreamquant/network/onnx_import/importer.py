@@ -16,7 +16,7 @@ from dreamquant.errors import ModelError, UnsupportedOperator, blamed
 from dreamquant.limits import check_memory
 from dreamquant.network.batch import TRIED, free_batch
 from dreamquant.network.graph import record_shapes
-from dreamquant.network.live import live_bytes
+from dreamquant.network.live import check_trial
 from dreamquant.network.onnx_import.builder import OPERATORS, Array, Builder, Known, Op, label
 from dreamquant.network.onnx_import.interface import image_input
 
@@ -60,7 +60,7 @@ def import_onnx(
         builder.images(images, (batch, *shape))
         _walk(builder, proto.graph)
         graph = builder.finish([output.name for output in proto.graph.output])
-    check_memory(live_bytes(graph) * max(batch, *TRIED) // batch, f"{name}: one run on images {shape}", ModelError)
+    check_trial(graph, max(batch, *TRIED), name)
     with blamed(ModelError, f"{name}: cannot be run on images {shape}"):
         return graph, shape, _freed(graph, shape, batch)
 
