@@ -66,6 +66,7 @@ def _child(work: tuple[str, ...] | Callable[[], object], folder: Path, out: str,
     try:
         resource.setrlimit(resource.RLIMIT_AS, (_BACKSTOP, _BACKSTOP))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_CPU, (2 * SECONDS, 2 * SECONDS))  # where nobody watches any more
         os.chdir(folder)
         os.setpgid(0, 0)
         for number, path in ((1, out), (2, err)):
