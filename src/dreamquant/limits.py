@@ -1,6 +1,6 @@
 """How much memory may be asked for: told from sizes, before anything is allocated.
 
-The limit is the process's: half of the machine's memory, `DREAMQUANT_MEMORY` in GiB, or what `set_memory` says (`--memory`).
+The limit is the process's: half of the machine's memory, `DREAMQUANT_MEMORY` in GiB, or what `memory_limit` says (`--memory`).
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import os
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from dreamquant.errors import DreamQuantError, OptionError
 
@@ -27,9 +28,15 @@ def memory() -> int:
     return _chosen[0]
 
 
-def set_memory(gib: float) -> None:
-    """Change the limit, to so many GiB; before the first file is run, because ONNX Runtime keeps to the limit it began with."""
+@contextmanager
+def memory_limit(gib: float) -> Iterator[None]:
+    """Another limit, in GiB, for a while. ONNX Runtime keeps to the one that the first file of the process was run under."""
+    before = list(_chosen)
     _chosen[:] = [_bytes(gib, "memory")]
+    try:
+        yield
+    finally:
+        _chosen[:] = before
 
 
 def _bytes(given: str | float, name: str) -> int:

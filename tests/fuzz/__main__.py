@@ -17,7 +17,7 @@ from tests.fuzz.cases import Case, makers
 from tests.fuzz.server import FAULTS, GOOD, Outcome, run
 
 import dreamquant.report  # noqa: F401  (whatever a command imports late is imported before the first fork)
-from dreamquant.limits import set_memory
+from dreamquant.limits import VARIABLE
 from dreamquant.methods import FAMILIES, find_method, method_names
 
 LIMIT = 3  # GiB that a case may ask for; the program itself and what it keeps beside that take the rest of the four
@@ -36,7 +36,7 @@ def parsed() -> argparse.Namespace:
 
 def main() -> int:
     chosen = parsed()
-    set_memory(LIMIT)
+    os.environ[VARIABLE] = str(LIMIT)
     torch.set_num_threads(1)  # a pool of threads does not survive a fork
     for family in FAMILIES:
         for name in method_names(family):

@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.fuzz.cases import CLOSED
 
 from dreamquant.cli import main
-from dreamquant.errors import DreamQuantError
+from dreamquant.errors import DreamQuantError, printable
 
 SECONDS, BYTES = 60, 4 * 2**30
 LOADED = 4  # how many times as long a case may take by the wall, where other work takes the processor
@@ -92,7 +92,7 @@ def _called(work: tuple[str, ...] | Callable[[], object]) -> int:
         try:
             work()
         except DreamQuantError as error:
-            sys.stderr.write(f"dreamquant: {error}\n")
+            sys.stderr.write(f"dreamquant: {printable(str(error))}\n")
             return 2
         return 0
     sys.argv = ["dreamquant", *work]

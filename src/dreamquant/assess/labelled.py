@@ -143,7 +143,7 @@ def _from_folder(folder: Path, labels: Path | None, label_column: str, required:
         names, numbers = _classes_of(folder, required)
     else:
         names, numbers = _read_csv(labels, label_column)
-        inside = {name for name in set(names) if _is_file(folder / name)}
+        inside = {name for name in set(names) if _leads_inside(name) and _is_file(folder / name)}
         _check_inside(names, inside, folder, labels)
     return LabelledImages(np.array(numbers, np.int64), partial(_folder_reader, folder, names))
 
@@ -272,6 +272,11 @@ def _check_inside(names: Sequence[str], inside: set[str], source: Path, labels: 
     if missing:
         count = f"{len(missing)} of the {len(names)} images"
         raise DataError(f"{count} that {labels} names are not in {source}, the first is {missing[0]!r}")
+
+
+def _leads_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
 
 
 def _is_file(path: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 from typing import Any, NoReturn
@@ -16,6 +17,7 @@ from dreamquant.cli.showing import inspect, methods, recipes
 from dreamquant.errors import DreamQuantError, printable, reason
 
 FAILED, INTERRUPTED = 2, 130
+_BROKEN_PIPE = 1  # what typer and rich end with, and with nothing else, where nobody reads the standard output
 LONGEST = 2000  # characters of a message: names and values of a file may be of any length
 
 app = typer.Typer(
@@ -32,6 +34,7 @@ app.command()(methods)
 
 def main() -> None:
     """Run the command line; errors that a user can cause are one line and exit status 2."""
+    logging.disable()  # what libraries note of a file that they then refuse
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # names of files need not be text
@@ -58,6 +61,10 @@ def _run() -> int:
     try:
         status: Any = app(standalone_mode=False)
         sys.stdout.flush()
+    except SystemExit as end:
+        if end.code != _BROKEN_PIPE:
+            raise
+        _hang_up()
     except typer.Abort:
         status = INTERRUPTED
     except Exception as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ import typer
 
 from dreamquant.assess.labelled import LabelledImages, load_labelled
 from dreamquant.errors import OptionError, unknown
-from dreamquant.limits import set_memory
+from dreamquant.limits import memory_limit
 from dreamquant.network.graph import Network
 from dreamquant.network.load import load, parse_numbers
 from dreamquant.network.onnx_import.interface import image_input
@@ -39,9 +40,8 @@ def limited(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def within(*, memory: float | None, **options: Any) -> None:
-        if memory is not None:
-            set_memory(memory)
-        command(**options)
+        with nullcontext() if memory is None else memory_limit(memory):
+            command(**options)
 
     signature = inspect.signature(command, eval_str=True)
     added = inspect.Parameter("memory", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Memory)
