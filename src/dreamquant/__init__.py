@@ -19,6 +19,7 @@ from dreamquant.assess.compare import Comparison, compare
 from dreamquant.assess.labelled import LabelledImages, load_labelled
 from dreamquant.errors import DreamQuantError
 from dreamquant.export.export import Artifact, export
+from dreamquant.limits import memory_limit
 from dreamquant.network.graph import Network
 from dreamquant.network.load import load
 from dreamquant.quantization.quantize import quantize
@@ -45,6 +46,7 @@ __all__ = [
     "export",
     "load",
     "load_labelled",
+    "memory_limit",
     "nncf_dataset",
     "quantize",
     "read_samples",

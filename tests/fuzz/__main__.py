@@ -56,6 +56,7 @@ def main() -> int:
             if chosen.only:
                 shown(case, outcome, folder)
         counts[outcome.kind] += 1
+        sys.stderr.write(f"\r{number + 1} of {chosen.count}")
         slowest, largest = max(slowest, outcome.seconds), max(largest, outcome.bytes)
         if not outcome.good:
             faults.append(told(number, family, case, outcome))

@@ -106,7 +106,7 @@ def lying_arrays(random: Random, folder: Path) -> Case:
                 for number in range(2000):
                     archive.writestr(f"{name}{number}.npy", npy(random))
             else:
-                odd = random.choice((f"../{name}.npy", f"/{name}.npy", f"{name}", f"{name}.npy/x", f"\x00{name}.npy", "x"))
+                odd = random.choice((f"../{name}.npy", f"/{name}.npy", f"{name}", f"{name}.npy/x", f"x\x00{name}.npy", "x"))
                 archive.writestr(odd if kind == "names" else f"{name}.npy", npy(random))
     works = (command(random, "data.npz"), ("dreams", MODEL, "data.npz"), ("compare", MODEL, MODEL, "--samples", "data.npz"))
     return Case(f"npz: {kind}", random.choice(works))
