@@ -48,6 +48,8 @@ class OnnxRunner:
         if len(inputs) != 1 or inputs[0].type != "tensor(float)" or len(inputs[0].shape) != 4:
             given = ", ".join(f"{i.name}: {i.type} {i.shape}" for i in inputs)
             raise ModelError(f"{self.name} takes {given or 'no input'}, not one float32 batch of images (N, C, H, W)")
+        if not self.session.get_outputs():
+            raise ModelError(f"{self.name} gives no output")
         self.input_name: str = inputs[0].name
         self.output_name: str = self.session.get_outputs()[0].name
         self.outputs: dict[str, Output] = {o.name: Output(o.type, tuple(o.shape)) for o in self.session.get_outputs()}

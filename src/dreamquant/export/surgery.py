@@ -26,6 +26,7 @@ class Surgery:
         self.proto = onnx.ModelProto()
         self.proto.CopyFrom(proto)
         self.nodes: list[onnx.NodeProto] = list(self.proto.graph.node)
+        self._producers = {name: node for node in reversed(self.nodes) for name in node.output}
         self.outputs = [output.name for output in self.proto.graph.output]
         self.added: dict[str, onnx.TensorProto] = {}
         self._names = {name for node in self.nodes for name in (*node.input, *node.output)}
@@ -36,7 +37,7 @@ class Surgery:
 
     def producer(self, value: str) -> onnx.NodeProto | None:
         """The node that computes a value; None for inputs and stored tensors."""
-        return next((node for node in self.nodes if value in node.output), None)
+        return self._producers.get(value)
 
     def fresh(self, base: str) -> str:
         """A value name that is not taken yet."""
@@ -76,7 +77,11 @@ class Surgery:
         self._node_names.add(name)
         node = helper.make_node(op_type, inputs, [output], name=name, **attributes)
         producer = self.producer(after) if after is not None else None
-        self.nodes.insert(self.nodes.index(producer) + 1 if producer is not None else 0, node)
+        self.nodes.insert(self._place(producer) + 1 if producer is not None else 0, node)
+        self._producers[output] = node
+
+    def _place(self, node: onnx.NodeProto) -> int:
+        return next(place for place, other in enumerate(self.nodes) if other is node)
 
     def rewire(self, value: str, replacement: str, nodes: Iterable[onnx.NodeProto] | None = None) -> None:
         """Let consumers of `value` (all of them, or those of `nodes`) read `replacement`."""
@@ -95,13 +100,16 @@ class Surgery:
         if producer is None:
             raise ModelError(f"{value} is computed by no node of the ONNX model")
         producer.output[list(producer.output).index(value)] = name
+        self._producers[name] = self._producers.pop(value)
 
     def remove(self, value: str) -> None:
         """Take out the node that produces `value`."""
         producer = self.producer(value)
         if producer is None:
             raise ModelError(f"{value} is computed by no node of the ONNX model")
-        self.nodes.remove(producer)
+        del self.nodes[self._place(producer)]
+        for name in producer.output:
+            del self._producers[name]
 
     def require_opset(self, opset: int) -> None:
         """Raise the model's opset where it is lower. To be called before any other change."""
