@@ -34,7 +34,7 @@ from dreamquant.quantization.student import Student, check_layers
 from dreamquant.recipe import Recipe, Synthesis, load_recipe, resolve
 from dreamquant.reconstruction import reconstruct
 from dreamquant.storage import load_samples, save_samples
-from dreamquant.synthesis import Samples, synthesize, widened
+from dreamquant.synthesis import Samples, check_fed, synthesize, widened
 from dreamquant.training import train
 
 Progress = Callable[[str, int, int, float], None]  # (stage, steps done, steps in all, loss)
@@ -66,6 +66,7 @@ class Result:
             "bytes": self.artifact.size,
             "float_bytes": self.assessment.float_size,
             "size_ratio": self.artifact.size / self.assessment.float_size,
+            "input": asdict(self.network.space) | {"sentence": self.network.space.sentence()},
             "verification": asdict(self.artifact.verification),
             "agreement": asdict(self.assessment.agreement),
             "latency": asdict(self.assessment.latency),
@@ -92,6 +93,10 @@ def run(
     input_shape: tuple[int, int, int] | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    pixels: str | None = None,
+    layout: str | None = None,
+    channels: str | None = None,
+    force: bool = False,
     seed: int = 0,
     run_dir: str | os.PathLike[str] | None = None,
     estimate: bool = True,
@@ -100,21 +105,26 @@ def run(
 ) -> Result:
     """Quantize `model` without data into the file `output`, prove the file, and say how far to trust it.
 
-    `settings` are `stage.option=value`. With `run_dir`, samples and reconstructed units are kept there and a run with the same
-    recipe and seed goes on from them. With `estimate`, the loss of accuracy is told from the answers on more images. `announce`
-    hears, before the work begins, what will be done, why, and how long it may take.
-    Raises a `DreamQuantError` for whatever cannot be done; `output` is then as it was.
+    `input_shape`, `mean`, `std`, `pixels`, `layout`, `channels` and `force` are as in `load`. `settings` are
+    `stage.option=value`. With `run_dir`, samples and reconstructed units are kept there and a run with the same recipe and seed
+    goes on from them. With `estimate`, the loss of accuracy is told from the answers on more images. `announce` hears, before
+    the work begins, what will be done, why, and how long it may take. Raises a `DreamQuantError` for whatever cannot be done;
+    `output` is then as it was.
     """
     path = Path(output)
     _check_output(model, path)
     known = load_recipe(recipe)
-    network = load(model, input_shape=input_shape, mean=mean, std=std)
+    network = load(
+        model, input_shape=input_shape, mean=mean, std=std, pixels=pixels, layout=layout, channels=channels, force=force
+    )
+    check_fed(network)
     chosen = resolve(known, *_kind(network), budget=budget, bits=bits, plan=plan, settings=settings)
     whole = chosen.quantization.resolved()
     check_layers(network, whole)
     stage = chosen.synthesis
     asked = probe_stages(stage.method) if estimate and scores_classes(network) else {}
     if announce is not None:
+        announce(f"{network.source.text}: {network.space.sentence()}")
         announce(_intention(chosen, expected_seconds(network, chosen, asked.values())))
     clock = _Clock()
     dreamer = _Dreamer(network, run_dir, progress)
@@ -261,7 +271,7 @@ class _Dreamer:
 def fingerprint(network: Network) -> str:
     """A short text that tells networks with different weights or input spaces apart."""
     total = sum(float(tensor.double().abs().sum()) for tensor in network.graph.buffers())
-    return f"{network.input_shape} {network.mean} {network.std} {len(network.graph.graph.nodes)} {total!r}"
+    return f"{network.input_shape} {network.space} {len(network.graph.graph.nodes)} {total!r}"
 
 
 def _metadata(recipe: Recipe, seed: int) -> dict[str, str]:

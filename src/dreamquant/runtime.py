@@ -14,6 +14,9 @@ from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from dreamquant.errors import ModelError, OptionError
 
+DTYPES: dict[str, type[np.generic]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
+LAYOUT_KEY = "dreamquant.layout"  # a property of a model file
+FEW = (1, 3, 4)  # channels that images have
 _ERRORS_ONLY = 3
 _RUNTIME_ERRORS: tuple[type[Exception], ...] = (
     RuntimeError,
@@ -32,24 +35,31 @@ class OnnxRunner:
     """An ONNX file in ONNX Runtime on the processor: float32 (n, C, H, W) -> its first output, or any others.
 
     `input_shape` is (C, H, W) with None where the file leaves it open, `batch` the only batch size it takes or None for
-    any, `outputs` all outputs by name in the file's order, `metadata` its custom properties. A file of one batch size is fed
-    in pieces, the last one filled up.
+    any, `layout` how it takes images, `outputs` all outputs by name in the file's order, `metadata` its custom properties. A file
+    of one batch size is fed in pieces, the last one filled up.
     """
 
-    def __init__(self, source: Path | bytes, *, threads: int | None, optimize: bool) -> None:
+    def __init__(self, source: Path | bytes, *, threads: int | None, optimize: bool, layout: str | None = None) -> None:
         self.name = "the ONNX model" if isinstance(source, bytes) else str(source)
         self.session = _session(source, self.name, threads, optimize)
         inputs = self.session.get_inputs()
-        if len(inputs) != 1 or inputs[0].type != "tensor(float)" or len(inputs[0].shape) != 4:
+        if len(inputs) != 1 or inputs[0].type not in DTYPES or len(inputs[0].shape) != 4:
             given = ", ".join(f"{i.name}: {i.type} {i.shape}" for i in inputs)
-            raise ModelError(f"{self.name} takes {given or 'no input'}, not one float32 batch of images (N, C, H, W)")
+            raise ModelError(
+                f"{self.name} takes {given or 'no input'}, not one batch of images (N, C, H, W) in {', '.join(DTYPES)}"
+            )
         self.input_name: str = inputs[0].name
         self.output_name: str = self.session.get_outputs()[0].name
         self.outputs: dict[str, Output] = {o.name: Output(o.type, tuple(o.shape)) for o in self.session.get_outputs()}
-        batch, channels, height, width = (size if isinstance(size, int) and size > 0 else None for size in inputs[0].shape)
-        self.batch: int | None = batch
-        self.input_shape: tuple[int | None, int | None, int | None] = (channels, height, width)
+        self.dtype = DTYPES[inputs[0].type]
         self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
+        sizes = [size if isinstance(size, int) and size > 0 else None for size in inputs[0].shape]
+        self.batch: int | None = sizes[0]
+        self.layout = layout or self.metadata.get(LAYOUT_KEY) or guessed_layout(sizes)
+        one, two, three = sizes[1:]
+        self.input_shape: tuple[int | None, int | None, int | None] = (
+            (three, one, two) if self.layout == "NHWC" else (one, two, three)
+        )
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[Any]:
         """The first output on images (n, C, H, W), n at least 1; ModelError where the runtime refuses them."""
@@ -64,23 +74,37 @@ class OnnxRunner:
         pieces = [self._piece(images[i : i + step], step, names) for i in range(0, len(images), step)]
         return [np.concatenate(values) for values in zip(*pieces, strict=True)]
 
+    def fed(self, images: NDArray[np.float32]) -> NDArray[Any]:
+        """Images (n, C, H, W) in the layout and number type that the file takes."""
+        moved = np.ascontiguousarray(images.transpose(0, 2, 3, 1)) if self.layout == "NHWC" else images
+        return (moved.round().clip(0, 255) if self.dtype == np.uint8 else moved).astype(self.dtype, copy=False)
+
     def _piece(self, images: NDArray[np.float32], size: int, names: Sequence[str]) -> list[NDArray[Any]]:
         count = len(images)
         if count < size:
             images = np.concatenate([images, np.repeat(images[:1], size - count, axis=0)])
         with refusals(f"{self.name} does not run"):
-            outputs = [np.atleast_1d(output) for output in self.session.run(list(names), {self.input_name: images})]
+            outputs = [np.atleast_1d(output) for output in self.session.run(list(names), {self.input_name: self.fed(images)})]
         return [output[:count] if len(output) == size else output for output in outputs]
 
 
-def onnx_runner(source: Path | bytes, *, threads: int | None = None, optimize: bool = True) -> OnnxRunner:
+def guessed_layout(sizes: Sequence[int | None]) -> str:
+    """The layout of images (N, a, b, c) by their sizes alone: channels last where only the last can be a number of channels."""
+    first, last = sizes[1], sizes[3]
+    return "NHWC" if last in FEW and first is not None and first not in FEW else "NCHW"
+
+
+def onnx_runner(
+    source: Path | bytes, *, threads: int | None = None, optimize: bool = True, layout: str | None = None
+) -> OnnxRunner:
     """An ONNX file, or its bytes, ready to run on the processor.
 
-    `threads` is the number of threads inside one operator, None for the runtime's own choice; with `optimize` off the
-    graph is run as it is written. Raises ModelError when the file is missing, corrupt, not supported by the runtime, or
-    takes anything but one float32 batch of images; OptionError when `threads` is below 1.
+    `threads` is the number of threads inside one operator, None for the runtime's own choice; with `optimize` off the graph is
+    run as it is written. `layout` is how it takes images, where neither its properties nor its sizes tell. Raises ModelError
+    when the file is missing, corrupt, not supported by the runtime, or takes anything but one batch of images; OptionError when
+    `threads` is below 1.
     """
-    return OnnxRunner(source, threads=threads, optimize=optimize)
+    return OnnxRunner(source, threads=threads, optimize=optimize, layout=layout)
 
 
 def _session(source: Path | bytes, name: str, threads: int | None, optimize: bool) -> onnxruntime.InferenceSession:

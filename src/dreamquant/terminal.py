@@ -69,6 +69,7 @@ def print_result(result: Result, report: Path | None = None) -> None:
     screen = console()
     table = Table(Column(), Column(overflow="fold"), box=None, show_header=False)
     table.add_row("file", f"{result.artifact.path}  ({chosen.quantization.bits}, plan {chosen.quantization.plan})")
+    table.add_row("input", result.network.space.sentence())
     table.add_row(
         "proof",
         f"in ONNX Runtime, {proof.top1_agreement:.2f} % of {proof.samples} samples keep the student's top-1;"

@@ -18,7 +18,8 @@ from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from dreamquant.errors import DreamQuantError, ModelError, OptionError
-from dreamquant.network.load import format_numbers, load, parse_numbers
+from dreamquant.network.input_space import format_numbers, parse_numbers
+from dreamquant.network.load import load
 
 MODEL = """
 import torch

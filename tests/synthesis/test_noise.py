@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dreamquant.network.graph import NATURAL_MEAN, NATURAL_STD, Network
+from dreamquant.network.graph import Network
+from dreamquant.network.input_space import NATURAL_MEAN, NATURAL_STD
 from dreamquant.synthesis import synthesize
 
 

@@ -14,7 +14,7 @@ from dreamquant.assess.latency import Latency, compare_latency
 from dreamquant.assess.probes import probe
 from dreamquant.assess.trust import Trust, trust
 from dreamquant.export.export import Artifact
-from dreamquant.export.onnx_emit import emit
+from dreamquant.export.onnx_emit import emit_network
 from dreamquant.network.attention import attentions
 from dreamquant.network.graph import Network
 from dreamquant.network.scores import float_scores
@@ -62,7 +62,9 @@ def assess(
     answers = [probe(network, runner, samples) for samples in probes]
     with tempfile.TemporaryDirectory() as folder:
         reference = float_file(network, Path(folder))
-        latency = compare_latency(reference, artifact.path, input_shape=network.input_shape, batch=network.batch or 1)
+        latency = compare_latency(
+            reference, artifact.path, input_shape=network.input_shape, batch=network.batch or 1, layout=network.space.layout
+        )
         size = reference.stat().st_size
     return Assessment(
         agreement=agreement(expected, actual),
@@ -80,5 +82,5 @@ def float_file(network: Network, folder: Path) -> Path:
     if network.source.kind == "onnx" and network.source.path is not None:
         return network.source.path
     path = folder / "float.onnx"
-    path.write_bytes(emit(network.graph, input_shape=network.input_shape, batch=network.batch).SerializeToString())
+    path.write_bytes(emit_network(network).SerializeToString())
     return path

@@ -53,25 +53,31 @@ class LabelledImages:
         return LabelledImages(self.labels[chosen], reader)
 
     def batches(
-        self, size: int, *, input_shape: tuple[int, int, int], mean: Sequence[float], std: Sequence[float]
+        self,
+        size: int,
+        *,
+        input_shape: tuple[int, int, int],
+        mean: Sequence[float],
+        std: Sequence[float],
+        channels: str = "",
     ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
         """Batches of `size` (the last may be smaller) as a network of `input_shape` (C, H, W) takes them: float32
         (n, C, H, W) with int64 (n,) labels, in order.
 
-        Images become grey (C = 1) or RGB (C = 3); one of another size is scaled, bilinear with antialiasing, until it
-        covers (H, W) and cut around its centre; pixels are (x / 255 - mean) / std. EXIF orientation is not applied, as
-        training code does not. Raises OptionError for a wrong `size`, `mean` or `std`, DataError for a network that
-        takes neither 1 nor 3 channels and for a broken image.
+        Images become grey (C = 1) or RGB (C = 3), BGR where that is what `channels` says; one of another size is scaled,
+        bilinear with antialiasing, until it covers (H, W) and cut around its centre; pixels are (x / 255 - mean) / std. EXIF
+        orientation is not applied, as training code does not. Raises OptionError for a wrong `size`, `mean` or `std`, DataError
+        for a network that takes neither 1 nor 3 channels and for a broken image.
         """
         if size < 1:
             raise OptionError(f"a batch of {size} images is impossible, it must be at least 1")
         check_normalisation(mean, std, channels=input_shape[0])
         if input_shape[0] not in _MODES:
             raise DataError(f"images have 1 or 3 channels, the network takes {input_shape[0]}")
-        return self._batches(size, input_shape, mean, std)
+        return self._batches(size, input_shape, mean, std, channels)
 
     def _batches(
-        self, size: int, input_shape: tuple[int, int, int], mean: Sequence[float], std: Sequence[float]
+        self, size: int, input_shape: tuple[int, int, int], mean: Sequence[float], std: Sequence[float], channels: str
     ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
         shift = np.asarray(mean, np.float32).reshape(1, -1, 1, 1)
         scale = np.asarray(std, np.float32).reshape(1, -1, 1, 1)
@@ -79,6 +85,7 @@ class LabelledImages:
             for start in range(0, len(self), size):
                 labels = self.labels[start : start + size]
                 pixels = np.stack([_pixels(read(start + i), input_shape) for i in range(len(labels))])
+                pixels = pixels[:, ::-1] if channels == "bgr" else pixels
                 yield (pixels.astype(np.float32) / np.float32(255) - shift) / scale, labels
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from dreamquant.assess.labelled import LabelledImages, load_labelled
 from dreamquant.errors import OptionError, unknown
 from dreamquant.network.graph import Network
-from dreamquant.network.load import load, parse_numbers
+from dreamquant.network.input_space import parse_numbers
 from dreamquant.network.onnx_import.interface import image_input
 from dreamquant.quantization.plan import parse_bits
 
@@ -21,6 +21,15 @@ Model = Annotated[str, typer.Argument(help="a .onnx or .pt2 file, package.module
 Shape = Annotated[str | None, typer.Option("--input-shape", help="size of the images, where the model does not tell it: C,H,W")]
 Mean = Annotated[str | None, typer.Option(help="what is subtracted from pixels in 0..1, one number a channel: a,b,c")]
 Std = Annotated[str | None, typer.Option(help="what they are then divided by: a,b,c")]
+Pixels = Annotated[
+    str | None,
+    typer.Option(
+        help="the range of the pixels that are fed, before any mean and std: 0..1, 0..255, -1..1; none: no pixels at all"
+    ),
+]
+Layout = Annotated[str | None, typer.Option(help="how the model takes images: nchw or nhwc")]
+Channels = Annotated[str | None, typer.Option(help="what the channels are: rgb, bgr, gray or other")]
+Force = Annotated[bool, typer.Option("--force", help="go on with an input space that the model's own statistics contradict")]
 Seed = Annotated[int, typer.Option(help="same seed, same bits, on one machine")]
 Labels = Annotated[Path | None, typer.Option(help="csv with columns `file` and the label column")]
 LabelColumn = Annotated[str, typer.Option(help="the csv's column of class numbers")]
@@ -49,17 +58,18 @@ def optional_numbers(text: str | None) -> Numbers | None:
     return None if text is None else parse_numbers(text)
 
 
-def parse_normalisation(mean: str | None, std: str | None) -> tuple[Numbers | None, Numbers | None]:
-    """`--mean` and `--std` as numbers: both or none."""
-    means, stds = optional_numbers(mean), optional_numbers(std)
-    if bool(means) != bool(stds):
-        raise OptionError("--mean and --std belong together: give both or none")
-    return means, stds
-
-
-def load_network(model: str, input_shape: str | None, mean: str | None, std: str | None) -> Network:
-    """The network that the arguments of a command name."""
-    return load(model, input_shape=parse_shape(input_shape), mean=optional_numbers(mean), std=optional_numbers(std))
+def input_options(
+    mean: str | None, std: str | None, pixels: str | None, layout: str | None, channels: str | None, force: bool
+) -> dict[str, Any]:
+    """What is typed of the input space, as `load` takes it."""
+    return {
+        "mean": optional_numbers(mean),
+        "std": optional_numbers(std),
+        "pixels": pixels,
+        "layout": layout and layout.upper(),
+        "channels": channels and channels.lower().replace("grey", "gray"),
+        "force": force,
+    }
 
 
 def load_images(data: Path | None, labels: Path | None, label_column: str, *, required: bool = True) -> LabelledImages | None:
@@ -120,6 +130,6 @@ def check_tool(tool: str | None, input_name: str | None, model: str) -> None:
 def check_whole_batches(network: Network, count: int) -> None:
     """Another tool feeds an ONNX file the batches that it declares, where this package may be able to run any."""
     proto = network.source.proto
-    batch = network.batch if proto is None else image_input(proto.graph, network.source.text, network.input_shape)[2]
+    batch = network.batch if proto is None else image_input(proto.graph, network.source.text, network.input_shape).batch
     if count % (batch or 1):
         raise OptionError(f"{network.source.text} takes batches of {batch}, and {count} images are no whole number of them")

@@ -10,22 +10,26 @@ import typer
 
 import dreamquant
 from dreamquant.cli.arguments import (
+    Channels,
+    Force,
     Json,
+    Layout,
     Mean,
     Model,
+    Pixels,
     Quiet,
     Seed,
     Shape,
     Std,
     check_tool,
     check_whole_batches,
-    load_network,
+    input_options,
     method_options,
-    optional_numbers,
     parse_shape,
     recipe_settings,
 )
 from dreamquant.methods import find_method
+from dreamquant.network.load import load
 from dreamquant.report import check_report, write_report
 from dreamquant.run import run, telling
 from dreamquant.storage import FORMATS, check_pixels, check_samples_path, write_samples
@@ -41,6 +45,10 @@ def quantize(
     input_shape: Shape = None,
     mean: Mean = None,
     std: Std = None,
+    pixels: Pixels = None,
+    layout: Layout = None,
+    channels: Channels = None,
+    force: Force = False,
     budget: Annotated[str, typer.Option(help="quick, standard or paper")] = "standard",
     keep_float: Annotated[list[str] | None, typer.Option(help="a layer to leave in float (names: `inspect`)")] = None,
     bits_for: Annotated[
@@ -73,8 +81,7 @@ def quantize(
             budget=budget,
             settings=chosen,
             input_shape=parse_shape(input_shape),
-            mean=optional_numbers(mean),
-            std=optional_numbers(std),
+            **input_options(mean, std, pixels, layout, channels, force),
             seed=seed,
             run_dir=run_dir,
             estimate=estimate,
@@ -100,6 +107,10 @@ def synthesize(
     input_shape: Shape = None,
     mean: Mean = None,
     std: Std = None,
+    pixels: Pixels = None,
+    layout: Layout = None,
+    channels: Channels = None,
+    force: Force = False,
     settings: Annotated[list[str] | None, typer.Option("--set", help="an option of the method: name=value")] = None,
     seed: Seed = 0,
     tool: Annotated[
@@ -113,7 +124,7 @@ def synthesize(
     named = bool(tool or input_name)
     check_samples_path(output, inputs=[Path(model)] if Path(model).is_file() else [], named=named)
     options = find_method("synthesis", method).check_options(method_options(settings or []))
-    network = load_network(model, input_shape, mean, std)
+    network = load(model, input_shape=parse_shape(input_shape), **input_options(mean, std, pixels, layout, channels, force))
     if not output.suffix:
         check_pixels(network)
     if named:

@@ -16,19 +16,23 @@ from dreamquant.assess.evaluate import check_normalised, runnable
 from dreamquant.assess.evaluate import evaluate as evaluate_run
 from dreamquant.assess.labelled import load_labelled
 from dreamquant.cli.arguments import (
+    Channels,
+    Force,
     Json,
     LabelColumn,
     Labels,
+    Layout,
     Mean,
     Model,
+    Pixels,
     Quiet,
     Shape,
     Std,
+    input_options,
     load_images,
-    load_network,
-    parse_normalisation,
     parse_shape,
 )
+from dreamquant.network.load import load
 from dreamquant.quantization.plan import load_plan
 from dreamquant.run import telling
 from dreamquant.storage import read_samples
@@ -45,14 +49,17 @@ def evaluate(
     input_shape: Shape = None,
     mean: Mean = None,
     std: Std = None,
+    pixels: Pixels = None,
+    layout: Layout = None,
+    channels: Channels = None,
+    force: Force = False,
     batch: Annotated[int, typer.Option(help="images at once")] = 64,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Accuracy of MODEL on labelled images; an ONNX file, quantized or not, is run in ONNX Runtime as it is."""
     images = load_labelled(data, labels=labels, label_column=label_column)
-    means, stds = parse_normalisation(mean, std)
-    subject = runnable(model, input_shape=parse_shape(input_shape), mean=means, std=stds)
+    subject = runnable(model, input_shape=parse_shape(input_shape), **input_options(mean, std, pixels, layout, channels, force))
     with progress_bars(quiet or as_json) as progress:
         found = evaluate_run(
             subject.run,
@@ -60,6 +67,7 @@ def evaluate(
             input_shape=subject.input_shape,
             mean=subject.mean,
             std=subject.std,
+            channels=subject.channels,
             batch=batch,
             callback=telling(progress, "evaluating"),
         )
@@ -80,17 +88,23 @@ def dreams(
     input_shape: Shape = None,
     mean: Mean = None,
     std: Std = None,
+    pixels: Pixels = None,
+    layout: Layout = None,
+    channels: Channels = None,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Measure the images in SAMPLES: distance to MODEL's BatchNorms, diversity, classes and, against real images, ranges."""
     chosen, dreamt = load_plan(plan), read_samples(samples)
     images = load_images(data, labels, label_column)
-    network = load_network(model, input_shape, mean, std)
+    network = load(model, input_shape=parse_shape(input_shape), **input_options(mean, std, pixels, layout, channels, force))
     real = None
     if images is not None:
         check_normalised(model, network.mean, network.std)
         few = images.spread(len(dreamt))
-        batches = few.batches(len(few), input_shape=network.input_shape, mean=network.mean, std=network.std)
+        batches = few.batches(
+            len(few), input_shape=network.input_shape, mean=network.mean, std=network.std, channels=network.space.channels
+        )
         real = torch.from_numpy(next(batches)[0])
     found = measure(network, dreamt, real=real, plan=chosen)
     if as_json:
@@ -113,6 +127,9 @@ def compare(
     input_shape: Shape = None,
     mean: Mean = None,
     std: Std = None,
+    pixels: Pixels = None,
+    layout: Layout = None,
+    channels: Channels = None,
     count: Annotated[int, typer.Option("--count", "-n", help="procedural images, where neither is given")] = COUNT,
     batch: Annotated[int | None, typer.Option(help="images at once when timed; without it 1, or what the files take")] = None,
     threads: Annotated[int, typer.Option(help="threads inside one operator")] = 1,
@@ -123,7 +140,7 @@ def compare(
 ) -> None:
     """Compare two ONNX files in ONNX Runtime: size, layers, latency, every output and, where there are labels, accuracy."""
     images = load_images(data, labels, label_column, required=False)
-    means, stds = parse_normalisation(mean, std)
+    fed = input_options(mean, std, pixels, layout, channels, force=False)
     with progress_bars(quiet or as_json) as progress:
         found = compare_files(
             a,
@@ -131,8 +148,7 @@ def compare(
             samples=None if samples is None else read_samples(samples),
             data=images,
             input_shape=parse_shape(input_shape),
-            mean=means,
-            std=stds,
+            **{name: value for name, value in fed.items() if name != "force"},
             count=count,
             batch=batch,
             threads=threads,

@@ -8,8 +8,23 @@ from typing import Annotated
 import typer
 
 from dreamquant.assess.inspection import inspect as inspect_network
-from dreamquant.cli.arguments import Json, Mean, Model, Quiet, Seed, Shape, Std, load_network
+from dreamquant.cli.arguments import (
+    Channels,
+    Force,
+    Json,
+    Layout,
+    Mean,
+    Model,
+    Pixels,
+    Quiet,
+    Seed,
+    Shape,
+    Std,
+    input_options,
+    parse_shape,
+)
 from dreamquant.methods import FAMILIES, method_names
+from dreamquant.network.load import load
 from dreamquant.quantization.plan import load_plan, parse_bits
 from dreamquant.recipe import load_recipe, recipe_names
 from dreamquant.run import ranked
@@ -27,13 +42,17 @@ def inspect(
     recipe: Annotated[str, typer.Option(help="the recipe that dreams them")] = "auto",
     mean: Mean = None,
     std: Std = None,
+    pixels: Pixels = None,
+    layout: Layout = None,
+    channels: Channels = None,
+    force: Force = False,
     seed: Seed = 0,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Show MODEL's layers, BatchNorms, segments, what a plan quantizes, which methods can work on it and which layers hurt."""
     chosen, width, dreamer = load_plan(plan), parse_bits(bits), load_recipe(recipe)
-    network = load_network(model, input_shape, mean, std)
+    network = load(model, input_shape=parse_shape(input_shape), **input_options(mean, std, pixels, layout, channels, force))
     found = inspect_network(network, chosen, width)
     if sensitivity:
         with progress_bars(quiet or as_json) as progress:

@@ -12,7 +12,6 @@ from dreamquant.errors import OptionError, OutputError
 from dreamquant.export.qdq import to_onnx
 from dreamquant.export.verify import Verification, verify
 from dreamquant.files import atomic_path
-from dreamquant.network.load import MEAN_KEY, STD_KEY, format_numbers
 from dreamquant.quantization.student import Student
 from dreamquant.samples import Samples
 
@@ -40,7 +39,7 @@ def export(student: Student, path: Path, samples: Samples, *, metadata: Mapping[
     properties = {entry.key: entry.value for entry in proto.metadata_props} | {
         "dreamquant.bits": str(student.bits),
         "dreamquant.plan": student.plan.name,
-        **({MEAN_KEY: format_numbers(network.mean), STD_KEY: format_numbers(network.std)} if network.mean else {}),
+        **network.space.properties(),
         **(metadata or {}),
     }
     helper.set_model_props(proto, properties)

@@ -21,7 +21,7 @@ from torch import Tensor, fx
 
 from dreamquant.errors import UnsupportedOperator
 from dreamquant.export.codebooks import comes_of, float_results, looked_up
-from dreamquant.export.onnx_emit import emit
+from dreamquant.export.onnx_emit import emit_network
 from dreamquant.export.packing import array, packed
 from dreamquant.export.surgery import Surgery
 from dreamquant.network.graph import tensor_of
@@ -69,7 +69,7 @@ def _float_model(student: Student, opset: int) -> tuple[onnx.ModelProto, Names, 
     proto = network.source.proto
     if proto is None:
         graph = _without_quantizers(graph)
-        proto = emit(graph, input_shape=network.input_shape, batch=network.batch, opset=max(opset, FLOAT_OPSET))
+        proto = emit_network(network, graph, opset=max(opset, FLOAT_OPSET))
     nodes = graph.graph.nodes
     names = {node.name: str(node.meta["origin"]) for node in nodes if node.meta.get("origin") is not None}
     return proto, names, {node.name for node in nodes if node.meta.get("transposed")}

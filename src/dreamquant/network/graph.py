@@ -26,14 +26,12 @@ import torch
 from torch import Tensor, fx
 
 from dreamquant.errors import ModelError
+from dreamquant.network.input_space import UNKNOWN, InputSpace
 
 if TYPE_CHECKING:
     import onnx
 
 aten = torch.ops.aten
-
-NATURAL_MEAN = (0.485, 0.456, 0.406)  # of photographs, pixels in 0..1 (the ImageNet training set's)
-NATURAL_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -50,15 +48,14 @@ class Source:
 class Network:
     """A trained network, ready to be dreamt with and quantized.
 
-    `input_shape` is (C, H, W). `mean` and `std`, one per channel, are what the network's user subtracts from and divides
-    pixels in 0..1 by; empty when they are not known. `batch` is the only batch size the graph can run, None for any.
+    `input_shape` is (C, H, W), `space` what numbers it is fed and how the file takes them; inside, images are always float32
+    (N, C, H, W). `batch` is the only batch size the graph can run, None for any.
     """
 
     graph: fx.GraphModule
     input_shape: tuple[int, int, int]
     source: Source
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
+    space: InputSpace = UNKNOWN
     batch: int | None = None
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -76,26 +73,31 @@ class Network:
     @property
     def input_name(self) -> str:
         """The name of the input in the ONNX file that the network was read from; empty where it came from elsewhere."""
-        return str(input_node(self.graph.graph).meta.get("origin", "")) if self.source.kind == "onnx" else ""
+        proto = self.source.proto
+        if self.source.kind != "onnx" or proto is None:
+            return str(input_node(self.graph.graph).meta.get("origin", "")) if self.source.kind == "onnx" else ""
+        stored = {tensor.name for tensor in proto.graph.initializer}
+        return next((value.name for value in proto.graph.input if value.name not in stored), "")
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """What is subtracted from pixels in 0..1, one number a channel; empty where that is not known."""
+        return self.space.mean
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """What they are then divided by."""
+        return self.space.std
 
     @property
     def sees_photographs(self) -> bool:
-        """Whether images are taken to be photographs: three channels, of a known normalisation."""
-        return self.input_shape[0] == 3 and bool(self.mean)
+        """Whether images are taken to be photographs: three channels, of known numbers that may be pixels."""
+        return self.input_shape[0] == 3 and (bool(self.mean) or self.space.known == "measured")
 
     @property
     def input_statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation (C, 1, 1) that images have in the input space.
-
-        Of a network that sees photographs they are ImageNet's pixel statistics, carried through its normalisation. Otherwise
-        inputs are taken to be normalised: 0 and 1.
-        """
-        channels = self.input_shape[0]
-        mean, std = torch.zeros(channels), torch.ones(channels)
-        if self.sees_photographs:
-            mean = (torch.tensor(NATURAL_MEAN) - torch.tensor(self.mean)) / torch.tensor(self.std)
-            std = torch.tensor(NATURAL_STD) / torch.tensor(self.std)
-        return mean.view(-1, 1, 1), std.view(-1, 1, 1)
+        """Mean and standard deviation (C, 1, 1) that images have in the input space."""
+        return self.space.statistics(self.input_shape[0])
 
 
 def run_batched(graph: fx.GraphModule, images: Tensor, batch: int | None) -> Tensor:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import math
 import os
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,10 @@ from torch import nn
 from dreamquant.errors import ModelError, OptionError
 from dreamquant.network.capture import capture
 from dreamquant.network.graph import Network, Source
+from dreamquant.network.input_decision import decide
+from dreamquant.network.input_space import KEY, MEAN_KEY, STD_KEY, Statement
 from dreamquant.network.onnx_import import load_onnx
 
-MEAN_KEY, STD_KEY = "dreamquant.mean", "dreamquant.std"  # properties of a model file
 FORMS = "a .onnx file, a .pt2 file, package.module:callable, path.py:callable or timm:NAME"
 
 
@@ -31,37 +31,38 @@ def load(
     input_shape: tuple[int, int, int] | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    pixels: str | None = None,
+    layout: str | None = None,
+    channels: str | None = None,
+    force: bool = False,
 ) -> Network:
     """The network that `model` names: a module, a `.onnx` or `.pt2` file, `package.module:callable` or `path.py:callable`
     (called without arguments, returns a module), or `timm:NAME` (pretrained, needs the extra `timm`).
 
-    `input_shape` is (C, H, W), needed where the model does not tell it. `mean` and `std`, one number a channel, are what pixels
-    in 0..1 are normalised with; those stored in a file are used where none are given. Raises `ModelError` for what cannot be read
-    or is no network of images, `OptionError` for options that do not fit.
+    `input_shape` is (C, H, W), needed where the model does not tell it. `mean`, `std`, `pixels`, `layout` and `channels` state
+    the input space, as in `network.input_space.Statement`; what is not stated is read from the file, the graph or the first
+    BatchNorm, and `Network.space` says which. Raises `ModelError` for what cannot be read, is no network of images, or
+    contradicts what is stated (`force` goes on), `OptionError` for options that do not fit.
     """
-    if bool(mean) != bool(std):
-        raise OptionError("mean and std belong together: give both or none")
+    statement = Statement(mean or None, std or None, pixels, layout, channels)
     if input_shape is not None and (len(input_shape) != 3 or min(input_shape) < 1):
         raise OptionError(f"input_shape is {input_shape}; it must be (C, H, W), each at least 1")
-    network = _load(model, input_shape)
-    if mean is None:
-        mean, std = stored_normalisation(_properties(network.source))
-    _check_normalisation(mean, std or (), network.input_shape[0])
-    return Network(network.graph, network.input_shape, network.source, mean, std or (), network.batch)
+    network = _load(model, input_shape, layout)
+    return decide(network, statement, _properties(network.source), force=force)
 
 
-def _load(model: str | os.PathLike[str] | nn.Module, input_shape: tuple[int, int, int] | None) -> Network:
+def _load(model: str | os.PathLike[str] | nn.Module, input_shape: tuple[int, int, int] | None, layout: str | None) -> Network:
     if isinstance(model, nn.Module):
-        return capture(model, input_shape)
+        return capture(model, input_shape, layout=layout)
     text = os.fspath(model)
     if text.startswith("timm:"):
-        return capture(_timm(text.removeprefix("timm:")), input_shape, source=Source("timm", text))
+        return capture(_timm(text.removeprefix("timm:")), input_shape, layout=layout, source=Source("timm", text))
     if text.endswith(".onnx"):
-        return load_onnx(Path(text), input_shape=input_shape)
+        return load_onnx(Path(text), input_shape=input_shape, layout=layout)
     if text.endswith(".pt2"):
-        return capture(_program(Path(text)), input_shape, source=Source("pt2", text, Path(text)))
+        return capture(_program(Path(text)), input_shape, layout=layout, source=Source("pt2", text, Path(text)))
     if ":" in text:
-        return capture(_call(text), input_shape, source=Source("module", text))
+        return capture(_call(text), input_shape, layout=layout, source=Source("module", text))
     raise ModelError(f"{text} is no model that is known here; give {FORMS}")
 
 
@@ -158,40 +159,10 @@ def _properties(source: Source) -> dict[str, str]:
     elif source.kind == "pt2" and source.path is not None:
         with zipfile.ZipFile(source.path) as archive:
             for name in archive.namelist():
-                for key in (MEAN_KEY, STD_KEY):
+                for key in (KEY, MEAN_KEY, STD_KEY):
                     if name.endswith(f"extra/{key}"):
                         stored[key] = archive.read(name).decode()
     return stored
-
-
-def stored_normalisation(properties: Mapping[str, str]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std from the properties of a model file; empty where they are not among them."""
-    return parse_numbers(properties.get(MEAN_KEY, "")), parse_numbers(properties.get(STD_KEY, ""))
-
-
-def parse_numbers(text: str) -> tuple[float, ...]:
-    """`"0.5,0.5"` -> (0.5, 0.5); `OptionError` for anything that is no list of numbers."""
-    try:
-        return tuple(float(part) for part in text.split(",")) if text.strip() else ()
-    except ValueError:
-        raise OptionError(f"{text!r} is no list of numbers like 0.485,0.456,0.406") from None
-
-
-def format_numbers(values: Iterable[float]) -> str:
-    """(0.5, 0.5) -> `"0.5,0.5"`, from which `parse_numbers` reads the same numbers, to the last bit."""
-    return ",".join(repr(value) for value in values)
-
-
-def _check_normalisation(mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> None:
-    for name, values in (("mean", mean), ("std", std)):
-        if values and len(values) != channels:
-            raise OptionError(
-                f"{name} has {len(values)} numbers ({', '.join(map(str, values))}); the network has {channels} channels"
-            )
-        if not all(math.isfinite(value) for value in values):
-            raise OptionError(f"{name} is {', '.join(map(str, values))}; all must be finite")
-    if any(value <= 0 for value in std):
-        raise OptionError(f"std is {', '.join(map(str, std))}; all must be above 0")
 
 
 def _line(error: Exception) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from dreamquant.errors import DreamQuantError, OptionError, unknown
+from dreamquant.errors import DreamQuantError, ModelError, OptionError, unknown
 from dreamquant.methods import BUDGETS, Method, find_method, method_names
 from dreamquant.network.attention import attentions
 from dreamquant.network.graph import Network
@@ -24,7 +24,7 @@ from dreamquant.synthesis._widen import WIDENED, widened
 
 SEEDS = range(-(2**63), 2**63)  # what a torch generator takes
 
-__all__ = ["WIDENED", "Samples", "lacking", "needs_batchnorm", "synthesize", "widened"]
+__all__ = ["WIDENED", "Samples", "check_fed", "lacking", "needs_batchnorm", "synthesize", "widened"]
 
 
 def synthesize(
@@ -39,9 +39,10 @@ def synthesize(
 ) -> Samples:
     """`count` images by a method's name; `options` are the method's own.
 
-    What is not given is as published, or with the budgets `standard` and `quick` as in the method's `BUDGETS`: a fraction of the
-    steps. Raises `OptionError` for an unknown method or option, for a count below 1, a seed that no generator takes, and a method
-    that needs BatchNorm statistics where the network has none; `DreamQuantError` when the images are not finite.
+    What is not given is as published, or with the budgets `standard` and `quick` as in the method's `BUDGETS`: a fraction of
+    the steps. Raises `ModelError` where it is not known what numbers the network is fed, `OptionError` for an unknown method or
+    option, for a count below 1, a seed that no generator takes, and a method that needs BatchNorm statistics where the network
+    has none; `DreamQuantError` when the images are not finite.
     """
     found = find_method("synthesis", method)
     if count < 1:
@@ -56,15 +57,23 @@ def synthesize(
         )
     if budget not in BUDGETS:
         raise OptionError(unknown("budget", budget, BUDGETS))
+    check_fed(network)
     options = found.budget(budget) | found.check_options(options)
     samples: Samples = found.function(network, count, seed=seed, callback=callback, **options)
     if not torch.isfinite(samples.images).all():
         raise DreamQuantError(
             f"the images of synthesis method {method!r} are not finite; it was run with {options or 'its defaults'}"
         )
+    samples = replace(samples, images=network.space.snapped(samples.images))
     probabilities = class_probabilities(network, float_scores(network, samples.images))
     confidence = None if probabilities is None else probabilities.amax(1)
     return replace(samples, method=method, seed=seed, options=options, confidence=confidence)
+
+
+def check_fed(network: Network) -> None:
+    """`ModelError` where it is not known what numbers a network is fed, and so not what images to make for it."""
+    if not network.space.is_known:
+        raise ModelError(f"{network.source.text}: {network.space.because}")
 
 
 def lacking(method: Method, network: Network) -> str:

@@ -162,11 +162,11 @@ def arranged(images: Tensor) -> Tensor:
 
 
 def keep_to_pixels(network: Network, images: Tensor) -> None:
-    """Cut off, in place, what no pixel can be, where the network's normalisation is known."""
-    if network.mean:
-        black, white = ((end - torch.tensor(network.mean)) / torch.tensor(network.std) for end in (0.0, 1.0))
+    """Cut off, in place, what no pixel can be, where it is known how pixels are fed."""
+    ends = network.space.ends()
+    if ends is not None:
         with torch.no_grad():
-            images.clamp_(black.view(-1, 1, 1), white.view(-1, 1, 1))
+            images.clamp_(*ends)
 
 
 def precision() -> AbstractContextManager[object]:
