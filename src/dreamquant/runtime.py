@@ -91,7 +91,7 @@ class OnnxRunner:
 def guessed_layout(sizes: Sequence[int | None]) -> str:
     """The layout of images (N, a, b, c) by their sizes alone: channels last where only the last can be a number of channels."""
     first, last = sizes[1], sizes[3]
-    return "NHWC" if last in FEW and first is not None and first not in FEW else "NCHW"
+    return "NHWC" if last in FEW and first is not None and first > max(FEW) else "NCHW"
 
 
 def onnx_runner(

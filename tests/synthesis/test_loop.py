@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dreamquant.errors import DreamQuantError, OptionError
 from dreamquant.network.capture import capture
 from dreamquant.network.graph import Network
+from dreamquant.network.input_space import of_pixels
 from dreamquant.network.load import load
 from dreamquant.network.statistics import EPSILON, BatchNormStatistics
 from dreamquant.synthesis import synthesize
@@ -208,7 +209,7 @@ class TestTerms:
     def test_input_distance_is_in_the_units_of_the_input_space(
         self, residual: Network, images: Callable[..., Tensor], per_sample: bool
     ) -> None:
-        network = replace(residual, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+        network = replace(residual, space=of_pixels((0.4, 0.5, 0.6), (0.2, 0.3, 0.4)))
         mean, std = network.input_statistics
         normal = images(4, network.input_shape)
         normal = (normal - normal.mean((2, 3), keepdim=True)) / normal.std((2, 3), keepdim=True, correction=0)

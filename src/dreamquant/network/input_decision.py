@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from dreamquant.errors import ModelError
@@ -14,13 +14,13 @@ from dreamquant.network.input_space import (
     PIXELS,
     InputSpace,
     Statement,
-    natural_statistics,
     of_pixels,
     of_properties,
     stated,
 )
 
 OUTSIDE = 0.05  # of the pixels' range, that a set's mean pixel may seem to lie outside of it
+NEAR, NEAR_MEAN = 1.4, 0.35  # how far sets of images are apart: a factor of their deviation, and a part of it for their means
 FAINT = 0.02  # a deviation of pixels below which a whole set of images is as good as blank: five levels of 255
 TWO_VALUED = 1.1  # times the deviation of pixels that are either black or white: more than that no image has
 NEARLY_TWO_VALUED = (
@@ -66,7 +66,8 @@ def _built_in(network: Network) -> InputSpace | None:
     fits = []
     for name, (zero, one) in PIXELS.items():  # pixels as they come, p = x * one + zero, are less a mean and by a std of their own
         mean, std = [m * one + zero for m in inside.mean], [s * one for s in inside.std]
-        if all(-OUTSIDE <= m <= 1 + OUTSIDE for m in mean) and all(0.1 <= s <= 1.05 for s in std):
+        least = 0.95 if name == "-1..1" else 0.1  # what is centred already is stretched to 0..1 at most, never normalised again
+        if all(-OUTSIDE <= m <= 1 + OUTSIDE for m in mean) and all(least <= s <= 1.05 for s in std):
             fits.append(name)
     if len(fits) != 1:
         return None
@@ -77,16 +78,18 @@ def _built_in(network: Network) -> InputSpace | None:
 
 
 def _measured(memory: Remembered, channels: int) -> InputSpace:
-    """The space of the numbers that the first BatchNorm remembers, and their range where it can only be that of pixels 0..255."""
-    spread = (memory.deviation,) * channels
+    """The space of the numbers that the first BatchNorm remembers, and their range where it can only be that of pixels 0..255.
+
+    Numbers near mean 0 and deviation 1 are taken for standardised.
+    """
     because = f"the statistics of its first BatchNorm, {memory.name}"
-    zero, one = PIXELS["0..255"]
-    pixels = [value * one for value in memory.mean]
+    zeros, ones = (0.0,) * channels, (1.0,) * channels
+    centre, spread = (zeros, ones) if _agrees(memory, zeros, ones) else (memory.mean, (memory.deviation,) * channels)
+    pixels = [value / 255 for value in memory.mean]
     raw = max(abs(value) for value in memory.mean) + 2 * memory.deviation > RAW
-    if raw and all(0 <= value <= 1 for value in pixels) and memory.deviation * one >= FAINT:
-        found = of_pixels((zero,) * channels, (one,) * channels, known="measured", because=because)
-        return replace(found, centre=memory.mean, spread=spread)
-    return InputSpace(centre=memory.mean, spread=spread, known="measured", because=because)
+    known = raw and all(0 <= value <= 1 for value in pixels) and memory.deviation / 255 >= FAINT
+    normalisation = (zeros, (1 / 255,) * channels) if known else ((), ())
+    return InputSpace(*normalisation, centre, spread, known="measured", because=because)
 
 
 def _contradiction(network: Network, space: InputSpace, memory: Remembered | None) -> str:
@@ -142,20 +145,22 @@ def _impossible(space: InputSpace, memory: Remembered) -> str:
     )
 
 
-def _confirmed(space: InputSpace, memory: Remembered) -> InputSpace:
-    """The space with the statistics that the first BatchNorm remembers in place of those that photographs would have."""
-    usual = natural_statistics(space.mean, space.std)
-    near = all(abs(m - c) < s and 0.5 < memory.deviation / s < 2 for m, c, s in zip(memory.mean, *usual, strict=True))
-    how = (
-        "as its first BatchNorm confirms"
-        if near
-        else (
-            f"images get the mean {','.join(f'{value:.2g}' for value in memory.mean)} and deviation {memory.deviation:.2g} that"
-            " its first BatchNorm remembers"
-        )
+def _agrees(memory: Remembered, centre: Sequence[float], spread: Sequence[float]) -> bool:
+    """Whether what is remembered is as near to means and deviations, one a channel, as sets of images are to one another."""
+    return all(
+        abs(m - c) < NEAR_MEAN * s and 1 / NEAR < memory.deviation / s < NEAR
+        for m, c, s in zip(memory.mean, centre, spread, strict=True)
     )
-    because = f"{space.because}; {how}" if space.because else how
-    return replace(space, centre=memory.mean, spread=(memory.deviation,) * len(memory.mean), because=because)
+
+
+def _confirmed(space: InputSpace, memory: Remembered) -> InputSpace:
+    """The space as it is, where the first BatchNorm remembers such images; else with the mean and deviation that it remembers."""
+    if _agrees(memory, space.centre, space.spread):
+        return replace(space, because=f"{space.because}; as its first BatchNorm confirms")
+    mean = ",".join(f"{value:.2g}" for value in memory.mean)
+    how = f"images get the mean {mean} and deviation {memory.deviation:.2g} that its first BatchNorm remembers"
+    spread = (memory.deviation,) * len(memory.mean)
+    return replace(space, centre=memory.mean, spread=spread, because=f"{space.because}; {how}")
 
 
 def _what_to_state(network: Network) -> str:
