@@ -24,15 +24,24 @@ def as_fed(images: Tensor, layout: str, dtype: torch.dtype) -> Tensor:
     return moved.round().clamp(0, 255).to(dtype) if dtype == torch.uint8 else moved.to(dtype)
 
 
+def constants(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes that do not depend on the image."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if not is_input(node) and found.issuperset(node.all_input_nodes):
+            found.add(node)
+    return found
+
+
 def turns_channels_first(graph: fx.Graph) -> bool:
     """Whether the image's first operations, its casts and its sums and products with constants left out, move channels from the
     last axis to the first."""
-    node = input_node(graph)
+    node, fixed = input_node(graph), constants(graph)
     while len(node.users) == 1:
         node = next(iter(node.users))
         if node.target is aten.permute.default:
             return list(node.args[1]) == TO_FIRST  # type: ignore[arg-type]
-        others = [source for source in node.all_input_nodes if source.op != "get_attr"]
+        others = [source for source in node.all_input_nodes if source not in fixed]
         if node.op != "call_function" or len(others) != 1 or len(node.args) > 3:
             return False
     return False

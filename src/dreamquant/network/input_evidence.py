@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from dreamquant.network.front import constants
 from dreamquant.network.graph import Network, aten, input_node, tensor_of, whole_batches
 from dreamquant.network.operators import WEIGHTED, data_inputs, is_call
 from dreamquant.network.statistics import batch_norms
@@ -55,7 +56,8 @@ def preprocessing(network: Network) -> Preprocessing | None:
     axis = _channel_axis(last, channels)
     offset, ends = (_by_channel(value, axis) for value in (zero, one))
     scale = [end - start for start, end in zip(offset, ends, strict=True)]
-    if not all(math.isfinite(value) and value > 0 for value in scale):
+    untouched = all(abs(value) < 1e-6 for value in offset) and all(abs(value - 1) < 1e-6 for value in scale)
+    if untouched or not all(math.isfinite(value) and value > 0 for value in scale):
         return None
     return Preprocessing(
         tuple(-start / factor for start, factor in zip(offset, scale, strict=True)), tuple(1 / factor for factor in scale)
@@ -64,23 +66,19 @@ def preprocessing(network: Network) -> Preprocessing | None:
 
 def _end_of_affine(network: Network) -> fx.Node | None:
     """The last of the element-wise products and sums with constants that the image goes through one after the other."""
-    node, found = input_node(network.graph.graph), None
+    node, found, fixed = input_node(network.graph.graph), None, constants(network.graph.graph)
     while True:
         users = [user for user in node.users if user.op == "call_function"]
         if len(users) != 1 or "shape" not in users[0].meta:
             return found
         node = users[0]
-        if is_call(node, ELEMENTWISE) and len(data_inputs(node)) == 1 and _constant_by_channel(network, node):
+        sources = node.all_input_nodes
+        sizes = {math.prod(source.meta["shape"]) for source in sources if source in fixed}
+        single = sum(source not in fixed for source in sources) == 1
+        if is_call(node, ELEMENTWISE) and single and sizes <= {1, network.input_shape[0]}:
             found = node
         elif not is_call(node, CASTS | MOVES | {aten.upsample_bilinear2d.vec, aten.upsample_nearest2d.vec}):
             return found
-
-
-def _constant_by_channel(network: Network, node: fx.Node) -> bool:
-    """Whether the constant side of an operation has one number for all values, or one for each channel."""
-    stored = [argument for argument in node.all_input_nodes if argument.op == "get_attr"]
-    sizes = {tensor_of(network.graph, argument).numel() for argument in stored}
-    return sizes <= {1, network.input_shape[0]}
 
 
 def _channel_axis(node: fx.Node, channels: int) -> int:
