@@ -76,6 +76,7 @@ def print_result(result: Result, report: Path | None = None) -> None:
         f" largest difference {proof.largest_difference:.3g}",
     )
     table.add_row("", str(proof.steps))
+    table.add_row("", f"all {proof.stored:,} tensors that it stores are the student's, read back")
     agreement = assessment.agreement
     table.add_row(
         "agreement",

@@ -70,7 +70,7 @@ def test_a_linear_network_is_told_exactly(fill: Callable[..., nn.Module]) -> Non
     network = capture(fill(nn.Sequential(nn.Flatten(), nn.Linear(108, 6)), SHAPE), SHAPE)
     images = noise(12, SHAPE, seed=0)
     prepared, _, roots = prepare(network, load_plan("deploy"), Bits(weights=8, activations=4))
-    effect = effects(prepared.network, set(roots.values()), images)[input_node(prepared.network.graph.graph)]
+    effect = effects(prepared.network, {node for (node,) in roots.values()}, images)[input_node(prepared.network.graph.graph)]
     grid = grid_of_range(torch.tensor([-1.0]), torch.tensor([1.5]), bits=3, symmetric=False)
     found = effect.of([grid]).item()
 

@@ -34,7 +34,7 @@ def export(student: Student, path: Path, samples: Samples, *, metadata: Mapping[
     format cannot say, `VerificationError` when the file does not do what was measured; `path` is then as it was.
     """
     check_format(path)
-    proto, integers = to_onnx(student)
+    proto, integers, stored = to_onnx(student)
     network = student.network
     properties = {entry.key: entry.value for entry in proto.metadata_props} | {
         "dreamquant.bits": str(student.bits),
@@ -47,7 +47,7 @@ def export(student: Student, path: Path, samples: Samples, *, metadata: Mapping[
         raise OutputError(f"cannot write {path}: the model takes {proto.ByteSize() / 1e9:.1f} GB and one ONNX file holds 2 GB")
     with atomic_path(path) as temporary:
         temporary.write_bytes(proto.SerializeToString())
-        verification = verify(student, temporary, samples.images, integers)
+        verification = verify(student, temporary, samples.images, integers, stored)
     return Artifact(path, path.stat().st_size, verification)
 
 

@@ -39,6 +39,11 @@ class Effect:
         return (self.slopes @ errors).square().mean(0)
 
 
+def together(parts: list[Effect]) -> Effect:
+    """What errors of several tensors on one grid do, added up."""
+    return Effect(torch.cat([part.points for part in parts]), torch.cat([part.slopes for part in parts], 1))
+
+
 def narrowed(low: Tensor, high: Tensor, effect: Effect, limit: float, *, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
     """The widest c [low, high], c <= 1, that moves the scores at most `limit` times as far as the best of them, squared."""
     ratios = [NARROWER**number for number in range(CANDIDATES)]
@@ -115,7 +120,8 @@ def _histogram(values: Tensor, gradients: Tensor, low: float, high: float) -> Te
     """The gradients of each image's values, summed up in the bins that the values lie in: (images, bins)."""
     flat = values.flatten(1)
     bins = ((flat - low) * (BINS / max(high - low, 1e-30))).long().clamp_(0, BINS - 1)
-    return torch.zeros(len(flat), BINS).scatter_add_(1, bins, gradients.flatten(1))
+    sums = torch.zeros(len(flat), BINS, dtype=torch.float64).scatter_add_(1, bins, gradients.flatten(1).double())
+    return sums.float()
 
 
 def _centres(low: float, high: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -19,7 +20,7 @@ from dreamquant.network.pairs import groups_of
 from dreamquant.quantization.batchnorm import correct_biases, grids_from_batchnorm
 from dreamquant.quantization.channel_bits import channel_bits, grid_of_channels
 from dreamquant.quantization.codebook import Codebook
-from dreamquant.quantization.effect import Effect, effects, narrowed
+from dreamquant.quantization.effect import Effect, effects, narrowed, together
 from dreamquant.quantization.grid import FakeQuantize, Grid, grid_of_range
 from dreamquant.quantization.plan import Plan, change_plan, load_plan, parse_bits
 from dreamquant.quantization.sites import is_score
@@ -47,33 +48,34 @@ def quantize(network: Network, samples: Samples, *, bits: str = "W8A8", plan: st
         )
     activation_ranges = find_method("ranges", plan.activation_ranges)
     activation_options = activation_ranges.check_options(plan.activation_options)
-    student, widths, roots = prepare(network, plan, width)
-    functions = {name: following_function(root) if plan.placement == "integer" else None for name, root in roots.items()}
+    student, widths, deciders = prepare(network, plan, width)
+    functions = {name: following_function(nodes) if plan.placement == "integer" else None for name, nodes in deciders.items()}
     chunk = network.batch or CHUNK
     images = samples.images
     if network.batch:  # only whole batches can be run; each image is to count as often as another
         images = images[torch.arange(-(-len(images) // chunk) * chunk) % len(images)]
     felt: dict[fx.Node, Effect] = {}
     if plan.effect_limit is not None and plan.range_source == "samples":
-        felt = effects(student.network, set(roots.values()), images)
+        felt = effects(student.network, {node for nodes in deciders.values() for node in nodes}, images)
     _weight_grids(student, widths)
 
-    def find(name: str, values: Chunks) -> Grid:
-        flat = torch.cat([value.flatten(1) for value in values]).unsqueeze(0)
+    def find(name: str, values: list[Chunks]) -> Grid:
+        flat = _by_image(values).unsqueeze(0)
         form: dict[str, Any] = {"bits": widths[name], "symmetric": plan.activation_symmetric}
-        whole = plan.keep_scores and is_score(roots[name])
+        whole = plan.keep_scores and any(is_score(node) for node in deciders[name])
         low, high = flat.flatten(1).aminmax(dim=1) if whole else activation_ranges.function(flat, **form, **activation_options)
         function = functions[name]
         if function is not None:
             low, high = narrow(flat.flatten(1), low, high, function, **form)
-        if plan.effect_limit is not None and roots[name] in felt and not whole:
-            low, high = narrowed(low, high, felt[roots[name]], plan.effect_limit, **form)
+        heard = [felt[node] for node in deciders[name] if node in felt]
+        if plan.effect_limit is not None and heard and not whole:
+            low, high = narrowed(low, high, together(heard), plan.effect_limit, **form)
         return grid_of_range(low, high, **form)
 
     if plan.range_source == "batchnorm":
-        _set_grids(student, grids_from_batchnorm(student, widths, roots))
+        _set_grids(student, grids_from_batchnorm(student, widths, deciders))
     else:
-        _activation_grids(student, images, roots, find, chunk=chunk)
+        _activation_grids(student, images, deciders, find, chunk=chunk)
     settle_biases(student, images)
     return student
 
@@ -155,23 +157,39 @@ def is_depthwise(layer: fx.Node) -> bool:
     return is_call(layer, CONVOLUTIONS) and groups_of(layer) != 1 and int(weight.meta["shape"][1]) == 1
 
 
+def _by_image(tensors: list[Chunks]) -> Tensor:
+    """The values of tensors side by side: (images, n), or fewer rows where one tensor has more along its first axis."""
+    whole = [torch.cat([value.flatten(1) for value in chunks]) for chunks in tensors]
+    rows = math.gcd(*(len(value) for value in whole))
+    return torch.cat([value.reshape(rows, -1) for value in whole], 1)
+
+
 def _activation_grids(
-    student: Student, images: Tensor, roots: dict[str, fx.Node], find: Callable[[str, Chunks], Grid], *, chunk: int
+    student: Student,
+    images: Tensor,
+    deciders: dict[str, tuple[fx.Node, ...]],
+    find: Callable[[str, list[Chunks]], Grid],
+    *,
+    chunk: int,
 ) -> None:
     """Find every activation grid in one walk: on the float network's values or on the quantized prefix's.
 
-    A grid that is shared is found where its root is computed; tensors that come before it are float until then.
+    A grid that is shared is found where the last of its deciders is computed; tensors that come before are float until then.
     """
     graph = student.network.graph
-    decides = {root.name for root in roots.values()}
+    waiting = {name: {node.name for node in nodes} for name, nodes in deciders.items()}
+    seen: dict[str, list[Chunks]] = {name: [] for name in deciders}
     found: dict[str, Grid] = {}
 
     def before(node: fx.Node, quantized: Chunks, exact: Chunks) -> None:
-        source, name = node.all_input_nodes[0], str(node.target)
-        if source.name in decides and name not in found:
-            found[name] = find(name, quantized if student.plan.observe == "quantized" else exact)
-            if student.plan.observe == "quantized":
-                quantizer_of(graph, node).grid = found[name]
+        source, name = node.all_input_nodes[0].name, str(node.target)
+        if source in waiting[name]:
+            waiting[name].remove(source)
+            seen[name].append(quantized if student.plan.observe == "quantized" else exact)
+            if not waiting[name]:
+                found[name] = find(name, seen.pop(name))
+                if student.plan.observe == "quantized":
+                    quantizer_of(graph, node).grid = found[name]
 
     walk(graph, images, chunk=chunk, before=before)
     _set_grids(student, found)

@@ -142,10 +142,10 @@ def cautions(result: Result, measures: DreamMeasures | None) -> list[str]:
         found.append("Fewer than 8 bits make a file small, not fast: ONNX Runtime computes them in more bits on a processor.")
     if assessment.float_layers:
         found.append(f"Left in float, and as large and slow as before: {', '.join(assessment.float_layers)}.")
-    if proof.steps.apart:
+    if not proof.steps.same:
         found.append(
-            f"The file does not do at every layer what was measured: {proof.steps}. Its outputs are near enough to pass"
-            f" ({percent(proof.top1_agreement / 100)} of the top classes stay)."
+            f"The file says what was measured, but ONNX Runtime does not compute it so at every layer: {proof.steps}. Its outputs"
+            f" are near enough to pass ({percent(proof.top1_agreement / 100)} of the top classes stay)."
         )
     found.append(
         f"Times are of one machine, {assessment.latency.processor}, on noise, one file after the other; another processor"
