@@ -92,6 +92,7 @@ def run(
     input_shape: tuple[int, int, int] | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    trust: bool = False,
     seed: int = 0,
     run_dir: str | os.PathLike[str] | None = None,
     estimate: bool = True,
@@ -100,15 +101,15 @@ def run(
 ) -> Result:
     """Quantize `model` without data into the file `output`, prove the file, and say how far to trust it.
 
-    `settings` are `stage.option=value`. With `run_dir`, samples and reconstructed units are kept there and a run with the same
-    recipe and seed goes on from them. With `estimate`, the loss of accuracy is told from the answers on more images. `announce`
-    hears, before the work begins, what will be done, why, and how long it may take.
+    `settings` are `stage.option=value`; `trust` is as in `load`. With `run_dir`, samples and reconstructed units are kept there
+    and a run with the same recipe and seed goes on from them. With `estimate`, the loss of accuracy is told from the answers on
+    more images. `announce` hears, before the work begins, what will be done, why, and how long it may take.
     Raises a `DreamQuantError` for whatever cannot be done; `output` is then as it was.
     """
     path = Path(output)
     _check_output(model, path)
     known = load_recipe(recipe)
-    network = load(model, input_shape=input_shape, mean=mean, std=std)
+    network = load(model, input_shape=input_shape, mean=mean, std=std, trust=trust)
     chosen = resolve(known, *_kind(network), budget=budget, bits=bits, plan=plan, settings=settings)
     whole = chosen.quantization.resolved()
     check_layers(network, whole)

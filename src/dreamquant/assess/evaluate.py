@@ -118,6 +118,7 @@ def runnable(
     input_shape: tuple[int, int, int] | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    trust: bool = False,
 ) -> Runnable:
     """What `model` names: an ONNX file, quantized or not, as it is in ONNX Runtime, anything else as the network that it is.
 
@@ -131,7 +132,7 @@ def runnable(
         if not mean or not std:
             mean, std = stored_normalisation(runner.metadata)
     else:
-        network = load(model, input_shape=input_shape, mean=mean, std=std)
+        network = load(model, input_shape=input_shape, mean=mean, std=std, trust=trust)
         run, input_shape, mean, std = torch_runner(network), network.input_shape, network.mean, network.std
     check_normalised(model, mean, std)
     return Runnable(run, input_shape, mean, std)

@@ -21,6 +21,7 @@ Model = Annotated[str, typer.Argument(help="a .onnx or .pt2 file, package.module
 Shape = Annotated[str | None, typer.Option("--input-shape", help="size of the images, where the model does not tell it: C,H,W")]
 Mean = Annotated[str | None, typer.Option(help="what is subtracted from pixels in 0..1, one number a channel: a,b,c")]
 Std = Annotated[str | None, typer.Option(help="what they are then divided by: a,b,c")]
+Trust = Annotated[bool, typer.Option("--trust-model", help="MODEL is a .pt2 of one's own: code that it holds may run")]
 Seed = Annotated[int, typer.Option(help="same seed, same bits, on one machine")]
 Labels = Annotated[Path | None, typer.Option(help="csv with columns `file` and the label column")]
 LabelColumn = Annotated[str, typer.Option(help="the csv's column of class numbers")]
@@ -57,9 +58,10 @@ def parse_normalisation(mean: str | None, std: str | None) -> tuple[Numbers | No
     return means, stds
 
 
-def load_network(model: str, input_shape: str | None, mean: str | None, std: str | None) -> Network:
+def load_network(model: str, input_shape: str | None, mean: str | None, std: str | None, trust: bool) -> Network:
     """The network that the arguments of a command name."""
-    return load(model, input_shape=parse_shape(input_shape), mean=optional_numbers(mean), std=optional_numbers(std))
+    shape, means, stds = parse_shape(input_shape), optional_numbers(mean), optional_numbers(std)
+    return load(model, input_shape=shape, mean=means, std=stds, trust=trust)
 
 
 def load_images(data: Path | None, labels: Path | None, label_column: str, *, required: bool = True) -> LabelledImages | None:

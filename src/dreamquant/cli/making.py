@@ -17,6 +17,7 @@ from dreamquant.cli.arguments import (
     Seed,
     Shape,
     Std,
+    Trust,
     check_tool,
     check_whole_batches,
     load_network,
@@ -41,6 +42,7 @@ def quantize(
     input_shape: Shape = None,
     mean: Mean = None,
     std: Std = None,
+    trust_model: Trust = False,
     budget: Annotated[str, typer.Option(help="quick, standard or paper")] = "standard",
     keep_float: Annotated[list[str] | None, typer.Option(help="a layer to leave in float (names: `inspect`)")] = None,
     bits_for: Annotated[
@@ -75,6 +77,7 @@ def quantize(
             input_shape=parse_shape(input_shape),
             mean=optional_numbers(mean),
             std=optional_numbers(std),
+            trust=trust_model,
             seed=seed,
             run_dir=run_dir,
             estimate=estimate,
@@ -100,6 +103,7 @@ def synthesize(
     input_shape: Shape = None,
     mean: Mean = None,
     std: Std = None,
+    trust_model: Trust = False,
     settings: Annotated[list[str] | None, typer.Option("--set", help="an option of the method: name=value")] = None,
     seed: Seed = 0,
     tool: Annotated[
@@ -113,7 +117,7 @@ def synthesize(
     named = bool(tool or input_name)
     check_samples_path(output, inputs=[Path(model)] if Path(model).is_file() else [], named=named)
     options = find_method("synthesis", method).check_options(method_options(settings or []))
-    network = load_network(model, input_shape, mean, std)
+    network = load_network(model, input_shape, mean, std, trust_model)
     if not output.suffix:
         check_pixels(network)
     if named:

@@ -24,6 +24,7 @@ from dreamquant.cli.arguments import (
     Quiet,
     Shape,
     Std,
+    Trust,
     load_images,
     load_network,
     parse_normalisation,
@@ -45,6 +46,7 @@ def evaluate(
     input_shape: Shape = None,
     mean: Mean = None,
     std: Std = None,
+    trust_model: Trust = False,
     batch: Annotated[int, typer.Option(help="images at once")] = 64,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -52,7 +54,7 @@ def evaluate(
     """Accuracy of MODEL on labelled images; an ONNX file, quantized or not, is run in ONNX Runtime as it is."""
     images = load_labelled(data, labels=labels, label_column=label_column)
     means, stds = parse_normalisation(mean, std)
-    subject = runnable(model, input_shape=parse_shape(input_shape), mean=means, std=stds)
+    subject = runnable(model, input_shape=parse_shape(input_shape), mean=means, std=stds, trust=trust_model)
     with progress_bars(quiet or as_json) as progress:
         found = evaluate_run(
             subject.run,
@@ -80,12 +82,13 @@ def dreams(
     input_shape: Shape = None,
     mean: Mean = None,
     std: Std = None,
+    trust_model: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Measure the images in SAMPLES: distance to MODEL's BatchNorms, diversity, classes and, against real images, ranges."""
     chosen, dreamt = load_plan(plan), read_samples(samples)
     images = load_images(data, labels, label_column)
-    network = load_network(model, input_shape, mean, std)
+    network = load_network(model, input_shape, mean, std, trust_model)
     real = None
     if images is not None:
         check_normalised(model, network.mean, network.std)

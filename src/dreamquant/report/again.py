@@ -33,6 +33,8 @@ def command_again(result: Result) -> str:
         return _python(network, output, result.seed)
     parts = ["dreamquant", "quantize", network.source.text, "-o", output, "--recipe", SAVED, "--budget", AS_WRITTEN]
     parts += ["--seed", str(result.seed), "--input-shape", ",".join(map(str, network.input_shape))]
+    if network.source.trusted:
+        parts.append("--trust-model")
     if network.mean:
         parts += [f"--mean={format_numbers(network.mean)}", f"--std={format_numbers(network.std)}"]
     return on_lines(parts)
