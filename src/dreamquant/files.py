@@ -62,8 +62,8 @@ def in_use(folder: Path) -> Iterator[None]:
 
     The mark of a run that died counts no more: the system takes its lock away with it.
     """
+    place, new = folder / _IN_USE, not folder.exists()
     make_run_folder(folder)
-    place = folder / _IN_USE
     try:
         held = _hold(place)
         if held is None:
@@ -78,6 +78,9 @@ def in_use(folder: Path) -> Iterator[None]:
     finally:
         place.unlink(missing_ok=True)
         os.close(held)
+        if new:
+            with suppress(OSError):  # unless there is something in it
+                folder.rmdir()
 
 
 def remove_stale(folder: Path) -> None:
