@@ -7,15 +7,17 @@ line says what it does, and `PAPER` names where it comes from.
 from __future__ import annotations
 
 import inspect
+import operator
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import Any, SupportsIndex
 
 from dreamquant.errors import OptionError, unknown
 
+SEEDS = 2**63  # so many: 0 is the first
 BUDGETS = ("quick", "standard", "paper")
 FAMILIES = {
     "synthesis": "dreamquant.synthesis",
@@ -112,3 +114,14 @@ def find_method(family: str, name: str) -> Method:
         raise OptionError(unknown(f"{family} method", name, names))
     module = import_module(f"{FAMILIES[family]}.{name}")
     return Method(family, name, getattr(module, name), module)
+
+
+def check_seed(seed: SupportsIndex) -> int:
+    """A seed as a plain number; `OptionError` for what is no whole number, or one that not every generator takes."""
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        number = -1
+    if isinstance(seed, bool) or not 0 <= number < SEEDS:
+        raise OptionError(f"seed is {seed!r}; it must be a whole number from 0 to {SEEDS - 1}")
+    return number

@@ -8,10 +8,12 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import onnx
 import onnxruntime
@@ -23,7 +25,9 @@ from dreamquant.assess.assess import Assessment, assess
 from dreamquant.assess.probes import stages as probe_stages
 from dreamquant.estimate import expected_seconds
 from dreamquant.export.export import Artifact, check_format, export
-from dreamquant.files import atomic_write, check_output, make_run_folder
+from dreamquant.files import atomic_write, check_output, in_use
+from dreamquant.methods import SEEDS, check_seed
+from dreamquant.network.fingerprint import fingerprint
 from dreamquant.network.graph import Network
 from dreamquant.network.load import load
 from dreamquant.network.scores import scores_classes
@@ -37,8 +41,10 @@ from dreamquant.storage import load_samples, save_samples
 from dreamquant.synthesis import Samples, check_fed, synthesize, widened
 from dreamquant.training import train
 
+P = ParamSpec("P")
 Progress = Callable[[str, int, int, float], None]  # (stage, steps done, steps in all, loss)
 LARGE = 96 * 96  # pixels of an image
+RESULT, RESULT_BYTES = "result.json", 2**20  # what the run folder must have room for before the output is written
 LARGEST_SHARE = 0.5  # of the float file's size that an output may take; checked against the disk before work begins
 
 
@@ -46,7 +52,8 @@ LARGEST_SHARE = 0.5  # of the float file's size that an output may take; checked
 class Result:
     """What came of a run: the file, what is known of it, the recipe as it was run, and seconds by stage.
 
-    `network` is the float network as it was loaded, `student` the quantized one that the file was written from.
+    `network` is the float network as it was loaded, `student` the quantized one that the file was written from,
+    `threads` what torch shared its sums out to, which the bits depend on.
     """
 
     artifact: Artifact
@@ -58,6 +65,7 @@ class Result:
     allocation: Allocation
     network: Network
     student: Student
+    threads: int
 
     def summary(self) -> dict[str, Any]:
         """Everything but the images and the networks, ready for JSON."""
@@ -77,10 +85,24 @@ class Result:
             "seconds": self.seconds,
             "recipe": self.recipe.model_dump(exclude_none=True),
             "seed": self.seed,
+            "threads": self.threads,
             "versions": versions(),
         }
 
 
+def _alone(flow: Callable[P, Result]) -> Callable[P, Result]:
+    """The flow with its run folder, where it has one, to itself."""
+
+    @wraps(flow)
+    def held(*args: P.args, **kwargs: P.kwargs) -> Result:
+        folder = kwargs.get("run_dir")
+        with nullcontext() if folder is None else in_use(Path(str(folder))):
+            return flow(*args, **kwargs)
+
+    return held
+
+
+@_alone
 def run(
     model: str | os.PathLike[str] | nn.Module,
     output: str | os.PathLike[str],
@@ -97,6 +119,7 @@ def run(
     layout: str | None = None,
     channels: str | None = None,
     force: bool = False,
+    trust: bool = False,
     seed: int = 0,
     run_dir: str | os.PathLike[str] | None = None,
     estimate: bool = True,
@@ -105,17 +128,26 @@ def run(
 ) -> Result:
     """Quantize `model` without data into the file `output`, prove the file, and say how far to trust it.
 
-    `input_shape`, `mean`, `std`, `pixels`, `layout`, `channels` and `force` are as in `load`. `settings` are
+    `input_shape`, `mean`, `std`, `pixels`, `layout`, `channels`, `force` and `trust` are as in `load`. `settings` are
     `stage.option=value`. With `run_dir`, samples and reconstructed units are kept there and a run with the same recipe and seed
     goes on from them. With `estimate`, the loss of accuracy is told from the answers on more images. `announce` hears, before
     the work begins, what will be done, why, and how long it may take. Raises a `DreamQuantError` for whatever cannot be done;
     `output` is then as it was.
     """
-    path = Path(output)
+    path, seed = Path(output), check_seed(seed)
     _check_output(model, path)
+    _check_run_folder(run_dir)
     known = load_recipe(recipe)
     network = load(
-        model, input_shape=input_shape, mean=mean, std=std, pixels=pixels, layout=layout, channels=channels, force=force
+        model,
+        input_shape=input_shape,
+        mean=mean,
+        std=std,
+        pixels=pixels,
+        layout=layout,
+        channels=channels,
+        force=force,
+        trust=trust,
     )
     check_fed(network)
     chosen = resolve(known, *_kind(network), budget=budget, bits=bits, plan=plan, settings=settings)
@@ -130,7 +162,7 @@ def run(
     dreamer = _Dreamer(network, run_dir, progress)
     samples = dreamer.calibration(stage, seed)
     clock.lap("synthesis")
-    held_out = dreamer("held-out", stage.method, stage.held_out, seed + 1, stage.options)
+    held_out = dreamer("held-out", stage.method, stage.held_out, (seed + 1) % SEEDS, stage.options)
     clock.lap("held_out_synthesis")
     allocation = allocate(
         network,
@@ -166,16 +198,18 @@ def run(
             **chosen.training.options,
         )
     clock.lap("training")
+    _check_run_folder(run_dir)
     artifact = export(student, path, samples, metadata=_metadata(chosen, seed))
     clock.lap("export")
-    probes = [dreamer(what, method, count, seed + 2, options) for what, (method, count, options) in asked.items()]
+    probes = [dreamer(what, method, count, (seed + 2) % SEEDS, options) for what, (method, count, options) in asked.items()]
     clock.lap("probe_synthesis")
     learned = chosen.training is not None or chosen.reconstruction.method != "nearest"
     assessment = assess(network, student, artifact, held_out, probes, learned=learned)
     clock.lap("assessment")
-    result = Result(artifact, assessment, chosen, seed, clock.seconds, samples, allocation, network, student)
+    threads = torch.get_num_threads()
+    result = Result(artifact, assessment, chosen, seed, clock.seconds, samples, allocation, network, student, threads)
     if run_dir is not None:
-        atomic_write(Path(run_dir) / "result.json", json.dumps(result.summary(), indent=2).encode())
+        atomic_write(Path(run_dir) / RESULT, json.dumps(result.summary(), indent=2).encode())
     return result
 
 
@@ -235,6 +269,12 @@ def _check_output(model: str | os.PathLike[str] | nn.Module, output: Path) -> No
     check_output(output, inputs=[source] if source is not None and exists else [], need_bytes=int(size * LARGEST_SHARE))
 
 
+def _check_run_folder(run_dir: str | os.PathLike[str] | None) -> None:
+    """`OutputError` where what comes of a run could not be written into its folder, which must not be found out after it."""
+    if run_dir is not None:
+        check_output(Path(run_dir) / RESULT, need_bytes=RESULT_BYTES)
+
+
 class _Dreamer:
     """Makes images, or finds those that an earlier run in the same folder made with the same settings."""
 
@@ -257,8 +297,7 @@ class _Dreamer:
         }
         place = None if self._folder is None else self._folder / f"{what}.safetensors"
         if place is not None:
-            make_run_folder(place.parent)
-            kept = load_samples(place, made_by) if place.exists() else None
+            kept = load_samples(place, made_by)
             if kept is not None:
                 return kept
         callback = telling(self._progress, f"dreaming {what} images")
@@ -268,14 +307,13 @@ class _Dreamer:
         return samples
 
 
-def fingerprint(network: Network) -> str:
-    """A short text that tells networks with different weights or input spaces apart."""
-    total = sum(float(tensor.double().abs().sum()) for tensor in network.graph.buffers())
-    return f"{network.input_shape} {network.space} {len(network.graph.graph.nodes)} {total!r}"
-
-
 def _metadata(recipe: Recipe, seed: int) -> dict[str, str]:
-    made = {"recipe": recipe.model_dump(exclude_none=True, exclude={"published"}), "seed": seed, "versions": versions()}
+    made = {
+        "recipe": recipe.model_dump(exclude_none=True, exclude={"published"}),
+        "seed": seed,
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+    }
     return {"dreamquant.run": json.dumps(made)}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -14,7 +15,8 @@ class Samples:
 
     `confidence` (N,) is the probability that the network gives to its own first choice; None where nobody asked it. `losses`
     is the objective's value at each step (empty if nothing was optimised); `method`, `seed` and `options` say how to make them
-    again.
+    again. Images lie in memory as they are counted, however they were made, so that those that a file gives back are run by the
+    same kernels, to the same bits.
     """
 
     images: Tensor
@@ -25,5 +27,14 @@ class Samples:
     losses: tuple[float, ...] = ()
     confidence: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "images", in_order(self.images))
+
     def __len__(self) -> int:
         return len(self.images)
+
+
+def in_order(tensor: Tensor) -> Tensor:
+    """The tensor, its elements in memory in the order that they are counted in."""
+    plain = torch.empty(tensor.shape, device="meta").stride()
+    return tensor if tensor.stride() == plain else tensor.clone(memory_format=torch.contiguous_format)

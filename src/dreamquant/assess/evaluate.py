@@ -125,6 +125,7 @@ def runnable(
     layout: str | None = None,
     channels: str | None = None,
     force: bool = False,
+    trust: bool = False,
 ) -> Runnable:
     """What `model` names: an ONNX file, quantized or not, as it is in ONNX Runtime, anything else as the network that it is.
 
@@ -140,7 +141,15 @@ def runnable(
         space = replace(found or InputSpace(), channels=channels or (found.channels if found else ""))
     else:
         network = load(
-            model, input_shape=input_shape, mean=mean, std=std, pixels=pixels, layout=layout, channels=channels, force=force
+            model,
+            input_shape=input_shape,
+            mean=mean,
+            std=std,
+            pixels=pixels,
+            layout=layout,
+            channels=channels,
+            force=force,
+            trust=trust,
         )
         run, input_shape, space = torch_runner(network), network.input_shape, network.space
     check_normalised(model, space.mean, space.std)

@@ -30,6 +30,7 @@ Pixels = Annotated[
 Layout = Annotated[str | None, typer.Option(help="how the model takes images: nchw or nhwc")]
 Channels = Annotated[str | None, typer.Option(help="what the channels are: rgb, bgr, gray or other")]
 Force = Annotated[bool, typer.Option("--force", help="go on with an input space that the model's own statistics contradict")]
+Trust = Annotated[bool, typer.Option("--trust-model", help="MODEL is a .pt2 of one's own: code that it holds may run")]
 Seed = Annotated[int, typer.Option(help="same seed, same bits, on one machine")]
 Labels = Annotated[Path | None, typer.Option(help="csv with columns `file` and the label column")]
 LabelColumn = Annotated[str, typer.Option(help="the csv's column of class numbers")]
@@ -59,16 +60,21 @@ def optional_numbers(text: str | None) -> Numbers | None:
 
 
 def input_options(
-    mean: str | None, std: str | None, pixels: str | None, layout: str | None, channels: str | None, force: bool
+    input_shape: str | None,
+    mean: str | None,
+    std: str | None,
+    pixels: str | None,
+    layout: str | None,
+    channels: str | None,
 ) -> dict[str, Any]:
-    """What is typed of the input space, as `load` takes it."""
+    """What is typed of the images that a model is fed, as `load` takes it."""
     return {
+        "input_shape": parse_shape(input_shape),
         "mean": optional_numbers(mean),
         "std": optional_numbers(std),
         "pixels": pixels,
         "layout": layout and layout.upper(),
         "channels": channels and channels.lower().replace("grey", "gray"),
-        "force": force,
     }
 
 

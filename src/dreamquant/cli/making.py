@@ -21,11 +21,11 @@ from dreamquant.cli.arguments import (
     Seed,
     Shape,
     Std,
+    Trust,
     check_tool,
     check_whole_batches,
     input_options,
     method_options,
-    parse_shape,
     recipe_settings,
 )
 from dreamquant.methods import find_method
@@ -49,6 +49,7 @@ def quantize(
     layout: Layout = None,
     channels: Channels = None,
     force: Force = False,
+    trust_model: Trust = False,
     budget: Annotated[str, typer.Option(help="quick, standard or paper")] = "standard",
     keep_float: Annotated[list[str] | None, typer.Option(help="a layer to leave in float (names: `inspect`)")] = None,
     bits_for: Annotated[
@@ -80,8 +81,9 @@ def quantize(
             plan=plan,
             budget=budget,
             settings=chosen,
-            input_shape=parse_shape(input_shape),
-            **input_options(mean, std, pixels, layout, channels, force),
+            **input_options(input_shape, mean, std, pixels, layout, channels),
+            force=force,
+            trust=trust_model,
             seed=seed,
             run_dir=run_dir,
             estimate=estimate,
@@ -111,6 +113,7 @@ def synthesize(
     layout: Layout = None,
     channels: Channels = None,
     force: Force = False,
+    trust_model: Trust = False,
     settings: Annotated[list[str] | None, typer.Option("--set", help="an option of the method: name=value")] = None,
     seed: Seed = 0,
     tool: Annotated[
@@ -124,7 +127,7 @@ def synthesize(
     named = bool(tool or input_name)
     check_samples_path(output, inputs=[Path(model)] if Path(model).is_file() else [], named=named)
     options = find_method("synthesis", method).check_options(method_options(settings or []))
-    network = load(model, input_shape=parse_shape(input_shape), **input_options(mean, std, pixels, layout, channels, force))
+    network = load(model, **input_options(input_shape, mean, std, pixels, layout, channels), force=force, trust=trust_model)
     if not output.suffix:
         check_pixels(network)
     if named:

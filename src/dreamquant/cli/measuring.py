@@ -28,9 +28,9 @@ from dreamquant.cli.arguments import (
     Quiet,
     Shape,
     Std,
+    Trust,
     input_options,
     load_images,
-    parse_shape,
 )
 from dreamquant.network.load import load
 from dreamquant.quantization.plan import load_plan
@@ -53,13 +53,14 @@ def evaluate(
     layout: Layout = None,
     channels: Channels = None,
     force: Force = False,
+    trust_model: Trust = False,
     batch: Annotated[int, typer.Option(help="images at once")] = 64,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Accuracy of MODEL on labelled images; an ONNX file, quantized or not, is run in ONNX Runtime as it is."""
     images = load_labelled(data, labels=labels, label_column=label_column)
-    subject = runnable(model, input_shape=parse_shape(input_shape), **input_options(mean, std, pixels, layout, channels, force))
+    subject = runnable(model, **input_options(input_shape, mean, std, pixels, layout, channels), force=force, trust=trust_model)
     with progress_bars(quiet or as_json) as progress:
         found = evaluate_run(
             subject.run,
@@ -92,12 +93,13 @@ def dreams(
     layout: Layout = None,
     channels: Channels = None,
     force: Force = False,
+    trust_model: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Measure the images in SAMPLES: distance to MODEL's BatchNorms, diversity, classes and, against real images, ranges."""
     chosen, dreamt = load_plan(plan), read_samples(samples)
     images = load_images(data, labels, label_column)
-    network = load(model, input_shape=parse_shape(input_shape), **input_options(mean, std, pixels, layout, channels, force))
+    network = load(model, **input_options(input_shape, mean, std, pixels, layout, channels), force=force, trust=trust_model)
     real = None
     if images is not None:
         check_normalised(model, network.mean, network.std)
@@ -140,15 +142,13 @@ def compare(
 ) -> None:
     """Compare two ONNX files in ONNX Runtime: size, layers, latency, every output and, where there are labels, accuracy."""
     images = load_images(data, labels, label_column, required=False)
-    fed = input_options(mean, std, pixels, layout, channels, force=False)
     with progress_bars(quiet or as_json) as progress:
         found = compare_files(
             a,
             b,
             samples=None if samples is None else read_samples(samples),
             data=images,
-            input_shape=parse_shape(input_shape),
-            **{name: value for name, value in fed.items() if name != "force"},
+            **input_options(input_shape, mean, std, pixels, layout, channels),
             count=count,
             batch=batch,
             threads=threads,

@@ -20,8 +20,8 @@ from dreamquant.cli.arguments import (
     Seed,
     Shape,
     Std,
+    Trust,
     input_options,
-    parse_shape,
 )
 from dreamquant.methods import FAMILIES, method_names
 from dreamquant.network.load import load
@@ -46,13 +46,14 @@ def inspect(
     layout: Layout = None,
     channels: Channels = None,
     force: Force = False,
+    trust_model: Trust = False,
     seed: Seed = 0,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Show MODEL's layers, BatchNorms, segments, what a plan quantizes, which methods can work on it and which layers hurt."""
     chosen, width, dreamer = load_plan(plan), parse_bits(bits), load_recipe(recipe)
-    network = load(model, input_shape=parse_shape(input_shape), **input_options(mean, std, pixels, layout, channels, force))
+    network = load(model, **input_options(input_shape, mean, std, pixels, layout, channels), force=force, trust=trust_model)
     found = inspect_network(network, chosen, width)
     if sensitivity:
         with progress_bars(quiet or as_json) as progress:

@@ -36,12 +36,14 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Source:
-    """Where a network came from: `kind` is "onnx", "pt2", "module" or "timm", `text` what the user gave."""
+    """Where a network came from: `kind` is "onnx", "pt2", "module" or "timm", `text` what the user gave, `trusted` whether it
+    was read as a file that may run code."""
 
     kind: str
     text: str
     path: Path | None = None
     proto: onnx.ModelProto | None = field(default=None, repr=False, compare=False)
+    trusted: bool = False
 
 
 @dataclass(frozen=True)

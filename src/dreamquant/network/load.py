@@ -6,7 +6,6 @@ import importlib
 import importlib.util
 import os
 import sys
-import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +15,11 @@ import torch
 from torch import nn
 
 from dreamquant.errors import ModelError, OptionError
+from dreamquant.network.archive import extra_files, read_archive
 from dreamquant.network.capture import capture
 from dreamquant.network.graph import Network, Source
 from dreamquant.network.input_decision import decide
-from dreamquant.network.input_space import KEY, MEAN_KEY, STD_KEY, Statement
+from dreamquant.network.input_space import Statement
 from dreamquant.network.onnx_import import load_onnx
 
 FORMS = "a .onnx file, a .pt2 file, package.module:callable, path.py:callable or timm:NAME"
@@ -35,6 +35,7 @@ def load(
     layout: str | None = None,
     channels: str | None = None,
     force: bool = False,
+    trust: bool = False,
 ) -> Network:
     """The network that `model` names: a module, a `.onnx` or `.pt2` file, `package.module:callable` or `path.py:callable`
     (called without arguments, returns a module), or `timm:NAME` (pretrained, needs the extra `timm`).
@@ -42,16 +43,19 @@ def load(
     `input_shape` is (C, H, W), needed where the model does not tell it. `mean`, `std`, `pixels`, `layout` and `channels` state
     the input space, as in `network.input_space.Statement`; what is not stated is read from the file, the graph or the first
     BatchNorm, and `Network.space` says which. Raises `ModelError` for what cannot be read, is no network of images, or
-    contradicts what is stated (`force` goes on), `OptionError` for options that do not fit.
+    contradicts what is stated (`force` goes on). Nothing that a file holds is run; a `.pt2` that torch would run code from is
+    refused, unless it is one to `trust`, `OptionError` for options that do not fit.
     """
     statement = Statement(mean or None, std or None, pixels, layout, channels)
     if input_shape is not None and (len(input_shape) != 3 or min(input_shape) < 1):
         raise OptionError(f"input_shape is {input_shape}; it must be (C, H, W), each at least 1")
-    network = _load(model, input_shape, layout)
+    network = _load(model, input_shape, layout, trust)
     return decide(network, statement, _properties(network.source), force=force)
 
 
-def _load(model: str | os.PathLike[str] | nn.Module, input_shape: tuple[int, int, int] | None, layout: str | None) -> Network:
+def _load(
+    model: str | os.PathLike[str] | nn.Module, input_shape: tuple[int, int, int] | None, layout: str | None, trust: bool
+) -> Network:
     if isinstance(model, nn.Module):
         return capture(model, input_shape, layout=layout)
     text = os.fspath(model)
@@ -60,37 +64,22 @@ def _load(model: str | os.PathLike[str] | nn.Module, input_shape: tuple[int, int
     if text.endswith(".onnx"):
         return load_onnx(Path(text), input_shape=input_shape, layout=layout)
     if text.endswith(".pt2"):
-        return capture(_program(Path(text)), input_shape, layout=layout, source=Source("pt2", text, Path(text)))
+        return capture(
+            _program(Path(text), trust), input_shape, layout=layout, source=Source("pt2", text, Path(text), trusted=trust)
+        )
     if ":" in text:
         return capture(_call(text), input_shape, layout=layout, source=Source("module", text))
     raise ModelError(f"{text} is no model that is known here; give {FORMS}")
 
 
-def _program(path: Path) -> torch.export.ExportedProgram:
+def _program(path: Path, trust: bool) -> torch.export.ExportedProgram:
     if not path.exists():
         raise ModelError(f"there is no file {path}")
     if path.is_dir():
         raise ModelError(f"{path} is a folder; a .pt2 file is needed")
     if not zipfile.is_zipfile(path):
         raise ModelError(f"{path} is not a torch.export archive (it is no zip file): {_size(path)}")
-    _check_archive(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.export.load(path)
-    except Exception as error:
-        raise ModelError(f"{path} cannot be read by torch {torch.__version__}: {_line(error)}") from error
-
-
-def _check_archive(path: Path) -> None:
-    """torch reads weights without looking at their checksums, so damaged ones would pass."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except Exception as error:  # whatever the broken bytes lead to
-        raise ModelError(f"{path} is damaged or cut short: {_line(error)}") from error
-    if damaged is not None:
-        raise ModelError(f"{path} is damaged: {damaged} does not have the checksum it was stored with")
+    return read_archive(path, trust=trust)
 
 
 def _size(path: Path) -> str:
@@ -157,11 +146,7 @@ def _properties(source: Source) -> dict[str, str]:
     if source.proto is not None:
         stored = {entry.key: entry.value for entry in source.proto.metadata_props}
     elif source.kind == "pt2" and source.path is not None:
-        with zipfile.ZipFile(source.path) as archive:
-            for name in archive.namelist():
-                for key in (KEY, MEAN_KEY, STD_KEY):
-                    if name.endswith(f"extra/{key}"):
-                        stored[key] = archive.read(name).decode()
+        stored = extra_files(source.path)
     return stored
 
 

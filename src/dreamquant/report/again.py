@@ -34,7 +34,8 @@ def command_again(result: Result) -> str:
     parts = ["dreamquant", "quantize", network.source.text, "-o", output, "--recipe", SAVED, "--budget", AS_WRITTEN]
     parts += ["--seed", str(result.seed), "--input-shape", ",".join(map(str, network.input_shape))]
     parts += [f"--{name}={value if isinstance(value, str) else format_numbers(value)}" for name, value in stated(network).items()]
-    return on_lines(parts + ["--force"] * bool(network.space.doubt))
+    parts += ["--force"] * bool(network.space.doubt) + ["--trust-model"] * network.source.trusted
+    return on_lines(parts)
 
 
 def stated(network: Network) -> dict[str, str | tuple[float, ...]]:

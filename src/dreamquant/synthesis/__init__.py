@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from dreamquant.errors import DreamQuantError, ModelError, OptionError, unknown
-from dreamquant.methods import BUDGETS, Method, find_method, method_names
+from dreamquant.methods import BUDGETS, Method, check_seed, find_method, method_names
 from dreamquant.network.attention import attentions
 from dreamquant.network.graph import Network
 from dreamquant.network.scores import class_probabilities, float_scores
@@ -21,8 +21,6 @@ from dreamquant.network.statistics import batch_norms
 from dreamquant.samples import Samples
 from dreamquant.synthesis._loop import Callback
 from dreamquant.synthesis._widen import WIDENED, widened
-
-SEEDS = range(-(2**63), 2**63)  # what a torch generator takes
 
 __all__ = ["WIDENED", "Samples", "check_fed", "lacking", "needs_batchnorm", "synthesize", "widened"]
 
@@ -47,8 +45,7 @@ def synthesize(
     found = find_method("synthesis", method)
     if count < 1:
         raise OptionError(f"count is {count}; at least one image is needed")
-    if seed not in SEEDS:
-        raise OptionError(f"seed is {seed}; it must be from {SEEDS[0]} to {SEEDS[-1]}")
+    seed = check_seed(seed)
     lack = lacking(found, network)
     if lack:
         usable = [name for name in method_names("synthesis") if not lacking(find_method("synthesis", name), network)]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dreamquant.errors import OptionError
+from dreamquant.network.fingerprint import fingerprint
 from dreamquant.network.graph import Network, digest
 from dreamquant.network.scores import class_probabilities, float_scores, top1_agreement
 from dreamquant.quantization.student import Student
@@ -113,7 +114,7 @@ def train_student(
     class_count(network, held_out)
     trainee = Trainee(student)
     made_by = [schedule, loss, *((phase.until, phase.source.made_by) for phase in phases), student.plan, student.bits]
-    made_by += [generator.initial_seed(), digest([held_out]), digest(trainee.parameters()), digest(network.graph.buffers())]
+    made_by += [generator.initial_seed(), digest([held_out]), digest(trainee.parameters()), fingerprint(network)]
     run = _Run(network, trainee, held_out, phases, loss, schedule, generator)
     store = Checkpoint(folder, repr(made_by))
     kept = store.restore()
