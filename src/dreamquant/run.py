@@ -7,7 +7,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +26,7 @@ from dreamquant.export.export import Artifact, check_format, export
 from dreamquant.files import atomic_write, check_output, make_run_folder
 from dreamquant.network.graph import Network
 from dreamquant.network.load import load
-from dreamquant.network.scores import scores_classes
+from dreamquant.network.scores import knows_classes, scores_classes
 from dreamquant.network.statistics import batch_norms
 from dreamquant.quantization.plan import Bits, Plan
 from dreamquant.quantization.quantize import quantize
@@ -68,6 +68,7 @@ class Result:
             "size_ratio": self.artifact.size / self.assessment.float_size,
             "verification": asdict(self.artifact.verification),
             "agreement": asdict(self.assessment.agreement),
+            "outputs": [asdict(output) for output in self.network.outputs],
             "latency": asdict(self.assessment.latency),
             "trust": None if self.assessment.trust is None else asdict(self.assessment.trust),
             "layers": [asdict(layer) for layer in self.assessment.layers],
@@ -92,6 +93,7 @@ def run(
     input_shape: tuple[int, int, int] | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    outputs: Mapping[str, str] | None = None,
     seed: int = 0,
     run_dir: str | os.PathLike[str] | None = None,
     estimate: bool = True,
@@ -100,21 +102,24 @@ def run(
 ) -> Result:
     """Quantize `model` without data into the file `output`, prove the file, and say how far to trust it.
 
-    `settings` are `stage.option=value`. With `run_dir`, samples and reconstructed units are kept there and a run with the same
-    recipe and seed goes on from them. With `estimate`, the loss of accuracy is told from the answers on more images. `announce`
+    `settings` are `stage.option=value`; `outputs` states kinds of outputs, as in `load`. With `run_dir`, samples and reconstructed units are kept there and a run with the same
+    recipe and seed goes on from them. With `estimate`, the loss of accuracy of a network that is known to score classes is told
+    from the answers on more images. `announce`
     hears, before the work begins, what will be done, why, and how long it may take.
     Raises a `DreamQuantError` for whatever cannot be done; `output` is then as it was.
     """
     path = Path(output)
     _check_output(model, path)
     known = load_recipe(recipe)
-    network = load(model, input_shape=input_shape, mean=mean, std=std)
+    network = load(model, input_shape=input_shape, mean=mean, std=std, outputs=outputs)
     chosen = resolve(known, *_kind(network), budget=budget, bits=bits, plan=plan, settings=settings)
     whole = chosen.quantization.resolved()
     check_layers(network, whole)
     stage = chosen.synthesis
-    asked = probe_stages(stage.method) if estimate and scores_classes(network) else {}
+    asked = probe_stages(stage.method) if estimate and knows_classes(network) else {}
     if announce is not None:
+        for output in network.outputs:
+            announce(f"output {output}")
         announce(_intention(chosen, expected_seconds(network, chosen, asked.values())))
     clock = _Clock()
     dreamer = _Dreamer(network, run_dir, progress)
@@ -179,9 +184,11 @@ def ranked(
     return sorted(damages, key=lambda layer: -layer.both)
 
 
-def _kind(network: Network) -> tuple[bool, bool, bool]:
-    """What of a network decides on a recipe's variants: whether it has BatchNorms, sees photographs, and sees large images."""
-    return bool(batch_norms(network)), network.sees_photographs, math.prod(network.input_shape[1:]) >= LARGE
+def _kind(network: Network) -> tuple[bool, bool, bool, bool]:
+    """What of a network decides on a recipe's variants: whether it has BatchNorms, sees photographs, sees large images, and
+    scores classes."""
+    large = math.prod(network.input_shape[1:]) >= LARGE
+    return bool(batch_norms(network)), network.sees_photographs, large, scores_classes(network)
 
 
 def telling(progress: Progress | None, stage: str) -> Callable[..., None] | None:

@@ -76,18 +76,17 @@ def print_result(result: Result, report: Path | None = None) -> None:
     )
     table.add_row("", str(proof.steps))
     agreement = assessment.agreement
-    table.add_row(
-        "agreement",
-        f"{agreement.top1:.1f} % top-1 with the float network on {agreement.samples} held-out dreams, KL {agreement.kl:.4f}",
-    )
+    for place, (output, told) in enumerate(zip(result.network.outputs, agreement.outputs, strict=True)):
+        table.add_row("answers" if place == 0 else "", str(output))
+        table.add_row("", f"{told.text}, on {agreement.samples} held-out dreams")
     if assessment.trust is not None:
-        told = assessment.trust
+        trust = assessment.trust
         table.add_row(
             "estimate",
-            f"about {told.drop:.1f} % of the float network's right answers lost, {told.low:.1f} to {told.high:.1f} in"
-            f" {told.level:.0f} % of the cases it rests on ({told.cases}, of {told.networks} networks)",
+            f"about {trust.drop:.1f} % of the float network's right answers lost, {trust.low:.1f} to {trust.high:.1f} in"
+            f" {trust.level:.0f} % of the cases it rests on ({trust.cases}, of {trust.networks} networks)",
         )
-        for warning in told.warnings:
+        for warning in trust.warnings:
             table.add_row("", f"do not trust this estimate: {warning}")
     worst = sorted(assessment.layers, key=lambda layer: layer.sqnr)[:3]
     table.add_row("weakest layers", ", ".join(f"{layer.layer} {layer.sqnr:.1f} dB" for layer in worst))
@@ -130,6 +129,8 @@ def print_inspection(found: Inspection) -> None:
     screen = console()
     batch = "any batch" if found.batch is None else f"batch {found.batch} only"
     screen.print(f"{found.model}: images {found.input_shape}, {batch}")
+    for output in found.outputs:
+        screen.print(f"output {output}", soft_wrap=True)
     table = Table("layer", "operator", "weight", "output")
     for layer in found.layers:
         table.add_row(layer.name, layer.operator, str(layer.weight), str(layer.output))

@@ -13,6 +13,7 @@ from dreamquant.errors import OptionError, unknown
 from dreamquant.network.graph import Network
 from dreamquant.network.load import load, parse_numbers
 from dreamquant.network.onnx_import.interface import image_input
+from dreamquant.network.outputs import KINDS
 from dreamquant.quantization.plan import parse_bits
 
 TOOLS = ("modelopt",)  # that want their calibration images written in a way of their own
@@ -21,6 +22,10 @@ Model = Annotated[str, typer.Argument(help="a .onnx or .pt2 file, package.module
 Shape = Annotated[str | None, typer.Option("--input-shape", help="size of the images, where the model does not tell it: C,H,W")]
 Mean = Annotated[str | None, typer.Option(help="what is subtracted from pixels in 0..1, one number a channel: a,b,c")]
 Std = Annotated[str | None, typer.Option(help="what they are then divided by: a,b,c")]
+Outputs = Annotated[
+    list[str] | None,
+    typer.Option("--outputs", help=f"NAME=KIND: what an output is, one of {', '.join(KINDS)}"),
+]
 Seed = Annotated[int, typer.Option(help="same seed, same bits, on one machine")]
 Labels = Annotated[Path | None, typer.Option(help="csv with columns `file` and the label column")]
 LabelColumn = Annotated[str, typer.Option(help="the csv's column of class numbers")]
@@ -57,9 +62,28 @@ def parse_normalisation(mean: str | None, std: str | None) -> tuple[Numbers | No
     return means, stds
 
 
-def load_network(model: str, input_shape: str | None, mean: str | None, std: str | None) -> Network:
+def parse_outputs(texts: Iterable[str] | None) -> dict[str, str]:
+    """`["scores=classes"]` -> {"scores": "classes"}; names of outputs may hold a `=`, kinds do not."""
+    found = {}
+    for text in texts or []:
+        name, separator, kind = text.rpartition("=")
+        if not separator or not name:
+            raise OptionError(f"--outputs is {text!r}; write NAME=KIND, as in scores=classes (known: {', '.join(KINDS)})")
+        found[name] = kind
+    return found
+
+
+def load_network(
+    model: str, input_shape: str | None, mean: str | None, std: str | None, outputs: Iterable[str] | None = None
+) -> Network:
     """The network that the arguments of a command name."""
-    return load(model, input_shape=parse_shape(input_shape), mean=optional_numbers(mean), std=optional_numbers(std))
+    return load(
+        model,
+        input_shape=parse_shape(input_shape),
+        mean=optional_numbers(mean),
+        std=optional_numbers(std),
+        outputs=parse_outputs(outputs),
+    )
 
 
 def load_images(data: Path | None, labels: Path | None, label_column: str, *, required: bool = True) -> LabelledImages | None:

@@ -13,6 +13,7 @@ from dreamquant.cli.arguments import (
     Json,
     Mean,
     Model,
+    Outputs,
     Quiet,
     Seed,
     Shape,
@@ -22,6 +23,7 @@ from dreamquant.cli.arguments import (
     load_network,
     method_options,
     optional_numbers,
+    parse_outputs,
     parse_shape,
     recipe_settings,
 )
@@ -41,13 +43,15 @@ def quantize(
     input_shape: Shape = None,
     mean: Mean = None,
     std: Std = None,
+    outputs: Outputs = None,
     budget: Annotated[str, typer.Option(help="quick, standard or paper")] = "standard",
     keep_float: Annotated[list[str] | None, typer.Option(help="a layer to leave in float (names: `inspect`)")] = None,
     bits_for: Annotated[
         list[str] | None, typer.Option(help="a layer with bits of its own: NAME=8 for weights and input, or NAME=W4A8")
     ] = None,
     agreement: Annotated[
-        float | None, typer.Option(help="percent: raise the worst layers until so many top-1 answers are the float network's")
+        float | None,
+        typer.Option(help="percent: raise the worst layers until so many answers (top-1, ...) are the float network's"),
     ] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="stage.option=value, e.g. synthesis.steps=200")] = None,
     seed: Seed = 0,
@@ -75,6 +79,7 @@ def quantize(
             input_shape=parse_shape(input_shape),
             mean=optional_numbers(mean),
             std=optional_numbers(std),
+            outputs=parse_outputs(outputs),
             seed=seed,
             run_dir=run_dir,
             estimate=estimate,
@@ -100,6 +105,7 @@ def synthesize(
     input_shape: Shape = None,
     mean: Mean = None,
     std: Std = None,
+    outputs: Outputs = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="an option of the method: name=value")] = None,
     seed: Seed = 0,
     tool: Annotated[
@@ -113,7 +119,7 @@ def synthesize(
     named = bool(tool or input_name)
     check_samples_path(output, inputs=[Path(model)] if Path(model).is_file() else [], named=named)
     options = find_method("synthesis", method).check_options(method_options(settings or []))
-    network = load_network(model, input_shape, mean, std)
+    network = load_network(model, input_shape, mean, std, outputs)
     if not output.suffix:
         check_pixels(network)
     if named:

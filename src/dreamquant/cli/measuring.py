@@ -21,6 +21,7 @@ from dreamquant.cli.arguments import (
     Labels,
     Mean,
     Model,
+    Outputs,
     Quiet,
     Shape,
     Std,
@@ -80,12 +81,13 @@ def dreams(
     input_shape: Shape = None,
     mean: Mean = None,
     std: Std = None,
+    outputs: Outputs = None,
     as_json: Json = False,
 ) -> None:
     """Measure the images in SAMPLES: distance to MODEL's BatchNorms, diversity, classes and, against real images, ranges."""
     chosen, dreamt = load_plan(plan), read_samples(samples)
     images = load_images(data, labels, label_column)
-    network = load_network(model, input_shape, mean, std)
+    network = load_network(model, input_shape, mean, std, outputs)
     real = None
     if images is not None:
         check_normalised(model, network.mean, network.std)

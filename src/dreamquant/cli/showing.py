@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dreamquant.assess.inspection import inspect as inspect_network
-from dreamquant.cli.arguments import Json, Mean, Model, Quiet, Seed, Shape, Std, load_network
+from dreamquant.cli.arguments import Json, Mean, Model, Outputs, Quiet, Seed, Shape, Std, load_network
 from dreamquant.methods import FAMILIES, method_names
 from dreamquant.quantization.plan import load_plan, parse_bits
 from dreamquant.recipe import load_recipe, recipe_names
@@ -27,13 +27,14 @@ def inspect(
     recipe: Annotated[str, typer.Option(help="the recipe that dreams them")] = "auto",
     mean: Mean = None,
     std: Std = None,
+    outputs: Outputs = None,
     seed: Seed = 0,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Show MODEL's layers, BatchNorms, segments, what a plan quantizes, which methods can work on it and which layers hurt."""
     chosen, width, dreamer = load_plan(plan), parse_bits(bits), load_recipe(recipe)
-    network = load_network(model, input_shape, mean, std)
+    network = load_network(model, input_shape, mean, std, outputs)
     found = inspect_network(network, chosen, width)
     if sensitivity:
         with progress_bars(quiet or as_json) as progress:

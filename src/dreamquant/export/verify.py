@@ -14,7 +14,8 @@ from onnx import TensorProto, helper
 from torch import Tensor, fx
 
 from dreamquant.errors import VerificationError
-from dreamquant.network.graph import first_output, whole_batches
+from dreamquant.network.graph import by_image, whole_batches
+from dreamquant.network.scores import file_answers
 from dreamquant.quantization.grid import Grid
 from dreamquant.quantization.student import Student
 from dreamquant.runtime import onnx_runner
@@ -77,7 +78,7 @@ def verify(student: Student, file: Path, images: Tensor, integers: Mapping[str, 
     top-1, nor every layer, taken by itself, does the same.
     """
     expected = student(images)
-    actual = torch.from_numpy(onnx_runner(file)(images.contiguous().numpy()))
+    actual = file_answers(student.network, onnx_runner(file), images)[0]
     spread = expected.double().std(correction=0).item()
     slack = 1e-5 * expected.abs().max().item()
     difference = (expected.double() - actual.double()).abs()
@@ -127,7 +128,7 @@ def _steps(student: Student, file: Path, images: Tensor, actual: Tensor, integer
         inner = runner.run(piece.contiguous().numpy(), [integers[node.name] for node in grids]) if grids else []
         following.integers = dict(zip(grids, inner, strict=True))
         with torch.no_grad():
-            outputs.append(first_output(following.run(piece)))
+            outputs.append(by_image(following.run(piece), student.network.outputs, len(piece))[0])
     expected = torch.cat(outputs)[: len(images)]
     largest = (expected.double() - actual.double()).abs().max().item()
     return Steps(following.values, following.borders, following.apart, _agreement(expected, actual), largest)

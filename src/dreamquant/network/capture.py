@@ -12,6 +12,7 @@ from dreamquant.errors import ModelError
 from dreamquant.network.batch import free_batch
 from dreamquant.network.canonical import DECOMPOSITIONS, canonicalize, flatten_attributes
 from dreamquant.network.graph import Network, Source, input_node, is_input, output_nodes, record_shapes
+from dreamquant.network.outputs import find_outputs
 
 
 def noise(count: int, input_shape: tuple[int, ...], *, seed: int) -> torch.Tensor:
@@ -44,10 +45,11 @@ def capture(
         batch = 2
         program = _export(module, input_shape, batch, source)
     graph = flatten(program)
+    _keep_tensors(graph, source)
     record_shapes(graph, noise(batch, input_shape, seed=0))
     _check(graph, source)
     free = free_batch(graph, input_shape, batch)
-    return Network(graph, input_shape, source, tuple(mean), tuple(std), free)
+    return Network(graph, input_shape, source, tuple(mean), tuple(std), free, find_outputs(graph, input_shape, free, source))
 
 
 def flatten(program: torch.export.ExportedProgram) -> fx.GraphModule:
@@ -99,6 +101,20 @@ def _program_shape(program: torch.export.ExportedProgram, source: Source) -> tup
     if None in sizes[1:]:
         raise ModelError(f"{source.text}: the program's image size {tuple(values[0].shape)} is dynamic; export it for one size")
     return (sizes[0] or 2, sizes[1] or 0, sizes[2] or 0, sizes[3] or 0)
+
+
+def _keep_tensors(graph: fx.GraphModule, source: Source) -> None:
+    """Leave out what a program returns as None; `ModelError` for other outputs that are no tensors."""
+    end = next(node for node in reversed(graph.graph.nodes) if node.op == "output")
+    found: Any = end.args[0] if isinstance(end.args[0], tuple | list) else (end.args[0],)
+    kept = tuple(one for one in found if one is not None)
+    for place, one in enumerate(found):
+        if one is not None and not isinstance(one, fx.Node):
+            raise ModelError(f"{source.text}: output {place} is {one!r}; outputs must be tensors")
+    if not kept:
+        raise ModelError(f"{source.text}: it returns no tensor")
+    end.args = (kept[0] if len(kept) == 1 else kept,)
+    graph.recompile()
 
 
 def _check(graph: fx.GraphModule, source: Source) -> None:

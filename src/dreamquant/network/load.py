@@ -10,6 +10,7 @@ import sys
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from dreamquant.errors import ModelError, OptionError
 from dreamquant.network.capture import capture
 from dreamquant.network.graph import Network, Source
 from dreamquant.network.onnx_import import load_onnx
+from dreamquant.network.outputs import restated
 
 MEAN_KEY, STD_KEY = "dreamquant.mean", "dreamquant.std"  # properties of a model file
 FORMS = "a .onnx file, a .pt2 file, package.module:callable, path.py:callable or timm:NAME"
@@ -31,12 +33,14 @@ def load(
     input_shape: tuple[int, int, int] | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    outputs: Mapping[str, str] | None = None,
 ) -> Network:
     """The network that `model` names: a module, a `.onnx` or `.pt2` file, `package.module:callable` or `path.py:callable`
     (called without arguments, returns a module), or `timm:NAME` (pretrained, needs the extra `timm`).
 
     `input_shape` is (C, H, W), needed where the model does not tell it. `mean` and `std`, one number a channel, are what pixels
-    in 0..1 are normalised with; those stored in a file are used where none are given. Raises `ModelError` for what cannot be read
+    in 0..1 are normalised with; those stored in a file are used where none are given. `outputs` states kinds of outputs by name
+    (`network.outputs.KINDS`); the others' are found. Raises `ModelError` for what cannot be read
     or is no network of images, `OptionError` for options that do not fit.
     """
     if bool(mean) != bool(std):
@@ -47,7 +51,8 @@ def load(
     if mean is None:
         mean, std = stored_normalisation(_properties(network.source))
     _check_normalisation(mean, std or (), network.input_shape[0])
-    return Network(network.graph, network.input_shape, network.source, mean, std or (), network.batch)
+    network = replace(network, mean=mean, std=std or ())
+    return replace(network, outputs=restated(network, outputs or {}))
 
 
 def _load(model: str | os.PathLike[str] | nn.Module, input_shape: tuple[int, int, int] | None) -> Network:

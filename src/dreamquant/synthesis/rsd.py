@@ -54,7 +54,7 @@ def rsd(
     generator = torch.Generator().manual_seed(seed)
     targets, graph = batch_norms(network), probe(network)
     images = first_images(network, count, generator, start, lambda: gaussian(network, count, generator))
-    classes = class_count(network, images)
+    classes = class_count(network)
     labels = spread_labels(count, classes, generator)
 
     def loss() -> torch.Tensor:

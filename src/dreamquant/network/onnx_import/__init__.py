@@ -21,6 +21,7 @@ from dreamquant.network.onnx_import import (  # noqa: F401  (each enters its ope
 from dreamquant.network.onnx_import.importer import ANY_BATCH, import_onnx, refuse_unsupported
 from dreamquant.network.onnx_import.interface import image_input
 from dreamquant.network.onnx_import.verify import verify
+from dreamquant.network.outputs import find_outputs
 
 __all__ = ["import_onnx", "load_onnx"]
 
@@ -47,4 +48,4 @@ def load_onnx(
     fixed = image_input(proto.graph, str(path), shape)[2]
     verify(graph, path, shape, fixed or ANY_BATCH)
     source = Source(kind="onnx", text=str(path), path=path, proto=proto)
-    return Network(graph, shape, source, mean, std, batch)
+    return Network(graph, shape, source, mean, std, batch, find_outputs(graph, shape, batch, source))
