@@ -102,10 +102,10 @@ def run(
 ) -> Result:
     """Quantize `model` without data into the file `output`, prove the file, and say how far to trust it.
 
-    `settings` are `stage.option=value`; `outputs` states kinds of outputs, as in `load`. With `run_dir`, samples and reconstructed units are kept there and a run with the same
-    recipe and seed goes on from them. With `estimate`, the loss of accuracy of a network that is known to score classes is told
-    from the answers on more images. `announce`
-    hears, before the work begins, what will be done, why, and how long it may take.
+    `settings` are `stage.option=value`; `outputs` states kinds of outputs, as in `load`. With `run_dir`, samples and
+    reconstructed units are kept there and a run with the same recipe and seed goes on from them. With `estimate`, the loss of
+    accuracy of a network that is known to score classes is told from the answers on more images. `announce` hears, before the
+    work begins, what the network answers, what will be done, why, and how long it may take.
     Raises a `DreamQuantError` for whatever cannot be done; `output` is then as it was.
     """
     path = Path(output)
@@ -118,8 +118,8 @@ def run(
     stage = chosen.synthesis
     asked = probe_stages(stage.method) if estimate and knows_classes(network) else {}
     if announce is not None:
-        for output in network.outputs:
-            announce(f"output {output}")
+        for answer in network.outputs:
+            announce(f"output {answer}")
         announce(_intention(chosen, expected_seconds(network, chosen, asked.values())))
     clock = _Clock()
     dreamer = _Dreamer(network, run_dir, progress)

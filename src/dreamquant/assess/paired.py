@@ -113,8 +113,8 @@ class Tally:
     def _add_scores(self, one: Array, other: Array) -> None:
         self.scored += len(one)
         self.same += int((one.argmax(1) == other.argmax(1)).sum())
-        logits = [_logits(scores, softmax) for scores, softmax in zip((one, other), self.softmax, strict=True)]
-        self.kl += len(one) * divergence(*logits)
+        first, second = (_logits(scores, softmax) for scores, softmax in zip((one, other), self.softmax, strict=True))
+        self.kl += len(one) * divergence(first, second)
 
     def result(self) -> OutputError:
         signal, other, noise = (math.sqrt(value) for value in (self.signal, self.other, self.noise))

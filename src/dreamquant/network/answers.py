@@ -100,7 +100,9 @@ def _labels(expected: Tensor, actual: Tensor, axis: int | None) -> Tensor:
         for sign in (1, -1)
     ]
     whole = parts[0] + parts[1]
-    return whole.mean() if axis is None else whole.sum(axis).mean()
+    places = whole if axis is None else whole.sum(axis)
+    mean: Tensor = places.mean()
+    return mean
 
 
 def distance(output: Output, expected: Tensor, actual: Tensor, variance: float) -> float:
@@ -171,7 +173,8 @@ def margins(output: Output, value: Tensor, variance: float, seed: int) -> Tensor
         flat = value.flatten(1) / variance**0.5 if output.kind == VALUES else logits(output, value).flatten(1)
     generator = torch.Generator().manual_seed(seed)
     signs = torch.randint(0, 2, (flat.shape[1], LOOKS), generator=generator).to(flat.dtype) * 2 - 1
-    return flat @ signs / flat.shape[1] ** 0.5
+    looked: Tensor = flat @ signs / flat.shape[1] ** 0.5
+    return looked
 
 
 def _numbers(output: Output, value: Tensor) -> Tensor:

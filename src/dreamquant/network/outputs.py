@@ -157,8 +157,8 @@ def find_outputs(
             if axis is None:
                 sizes = tuple(seen.values[place].shape)
                 raise ModelError(
-                    f"{source.text}: the output {name!r} is {sizes} for {len(images)} images and has no axis of theirs; an answer to"
-                    " each image is needed"
+                    f"{source.text}: the output {name!r} is {sizes} for {len(images)} images and has no axis of theirs; an"
+                    " answer to each image is needed"
                 )
         blank = Output(name, VALUES, SHAPE, "", axis, ())
         answer = seen.answer(place, blank)
@@ -176,17 +176,17 @@ def _names(graph: fx.GraphModule, source: Source) -> list[str]:
 
 
 def _axis(value: Tensor, other: Tensor, count: int, batch: int | None) -> int | None:
-    """The axis of the images: whose size changes with their number or, for a graph of one batch size, along which nothing but
-    the last image's share changes with that image. None where there is none."""
+    """The axis of the images: whose size changes with their number or, for a graph of one batch size, whose size is a multiple of
+    it and along which, where there are several such, only the last image's share changes with that image. None where there is
+    none."""
     if batch is None:
         return images_axis(value.shape, count, other.shape, count - 1)
     if batch == 1:
         return next((axis for axis, size in enumerate(value.shape) if size == 1), 0)
     changed = ~((value == other) | (value.isnan() & other.isnan()))
-    for axis, size in enumerate(value.shape):
-        if size % count == 0 and not changed.movedim(axis, 0)[: size - size // count].any():
-            return axis
-    return None
+    able = [axis for axis, size in enumerate(value.shape) if size % count == 0]
+    apart = [axis for axis in able if not changed.movedim(axis, 0)[: -(value.shape[axis] // count)].any()]
+    return next(iter(apart or able), None)
 
 
 # ---- what an output shows
@@ -326,8 +326,8 @@ def _stated(output: Output, kind: str, answer: _Answer) -> Output:
         columns = _columns(answer)
         if columns is None:
             raise OptionError(
-                f"the output {output.name!r} cannot be regions: its columns of scores are found by the sigmoid or softmax that ends"
-                " them, and there are none beside four coordinates; state it as values"
+                f"the output {output.name!r} cannot be regions: its columns of scores are found by the sigmoid or softmax that"
+                " ends them, and there are none beside four coordinates; state it as values"
             )
         return _regions(stated, answer, *columns)
     summed = _sums_to_one(value)

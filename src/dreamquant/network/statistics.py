@@ -40,7 +40,7 @@ def batch_norms(network: Network) -> list[BatchNormStatistics]:
 
 
 class Probed(NamedTuple):
-    """What a network shows on a batch: scores, as `watch` has them, what enters each BatchNorm, and what enters its last layer."""
+    """What a network shows on a batch: scores as `watch` has them, what enters each BatchNorm, and what its last layer."""
 
     scores: Tensor
     features: list[Tensor]
@@ -73,8 +73,8 @@ def watch(
     """A function of images that returns (scores, [the value of each node, ...]); gradients reach the images.
 
     Scores are logits (N, classes), at least two, of the first output of classes; of a network that has none, its main output
-    (N, ...). Values may hold several rows an image along their first axis, as windows do. BatchNorms are computed as the products and sums
-    that they are in eval mode. The network itself is left as it is.
+    (N, ...). Values may hold several rows an image along their first axis, as windows do. BatchNorms are computed as the products
+    and sums that they are in eval mode. The network itself is left as it is.
     """
     graph = copy.deepcopy(network.graph)
     inside = list(graph.graph.nodes)

@@ -67,7 +67,7 @@ def effects(network: Network, nodes: Collection[fx.Node], images: Tensor) -> dic
         with torch.enable_grad():
             followed = _followed(network, recorder.run(piece), variances, len(piece))
             if not followed:
-                raise ModelError("effect_limit asks how far errors move the answers, and no output has a gradient")
+                raise ModelError("effect_limit asks how far errors move the answers, and they have no gradient")
             for number, margin in enumerate(followed):
                 gradients = torch.autograd.grad(
                     margin, list(recorder.seen.values()), retain_graph=number + 1 < len(followed), allow_unused=True

@@ -108,9 +108,10 @@ def train_student(
 ) -> Student:
     """A student of its own, as it is after the last epoch; never the best of them.
 
-    What `loss` says of the classes is learnt, and of other outputs their distance from the teacher's. Each epoch's state is kept in `folder`, the state of `generator`, from which all randomness comes, with it: a run that goes on
-    ends with the same bits. A loss, or a weight, that is not finite ends training with the state after the last good epoch, and a
-    warning. `held_out` (N, C, H, W) are images for the stopping rule.
+    What `loss` says of the classes is learnt, and of other outputs their distance from the teacher's. Each epoch's state
+    is kept in `folder`, the state of `generator`, from which all randomness comes, with it: a run that goes on ends with the same
+    bits. A loss, or a weight, that is not finite ends training with the state after the last good epoch, and a warning.
+    `held_out` (N, C, H, W) are images for the stopping rule.
     """
     class_count(network)
     trainee = Trainee(student)

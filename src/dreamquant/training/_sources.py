@@ -28,8 +28,8 @@ Distance = Callable[[list[Tensor]], Tensor]  # of what enters the BatchNorms
 
 
 class Batch(NamedTuple):
-    """What one step trains on: images (N, C, H, W), labels (N,), the teacher's logits of classes, the source's own loss (0: it has
-    none) and, of a network of several outputs, all of the teacher's answers."""
+    """What one step trains on: images (N, C, H, W), labels (N,), the teacher's logits of classes, the source's own loss (0: it
+    has none) and, of a network of several outputs, all of the teacher's answers."""
 
     images: Tensor
     labels: Tensor
