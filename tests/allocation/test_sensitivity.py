@@ -15,6 +15,7 @@ from dreamquant.allocation._sensitivity import damages, layer_grids, lone_studen
 from dreamquant.errors import DataError, ModelError
 from dreamquant.network.capture import capture
 from dreamquant.network.graph import Network, tensor_of
+from dreamquant.network.outputs import restated
 from dreamquant.quantization.grid import Grid, grid_of_range
 from dreamquant.quantization.plan import load_plan, parse_bits
 from dreamquant.quantization.quantize import quantize

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, fx
@@ -13,7 +13,7 @@ from dreamquant.network.answers import UNITS, distance, is_exclusive, relative_e
 from dreamquant.network.answers import agreement as agree
 from dreamquant.network.graph import whole_batches
 from dreamquant.network.operators import PRODUCTS, WEIGHTED, is_call
-from dreamquant.network.outputs import FEATURES, REGIONS, VALUES, Output, main_output
+from dreamquant.network.outputs import CLASSES, FEATURES, REGIONS, VALUES, Output, main_output
 from dreamquant.quantization.student import Student
 from dreamquant.quantization.walk import Chunks, walk
 
@@ -30,9 +30,9 @@ class Agreement:
     samples: int
     top1: float
     kl: float
-    kind: str
-    unit: str
-    outputs: list[OutputAgreement]
+    kind: str = CLASSES
+    unit: str = UNITS[CLASSES]
+    outputs: list[OutputAgreement] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

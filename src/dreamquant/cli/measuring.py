@@ -28,6 +28,7 @@ from dreamquant.cli.arguments import (
     load_images,
     load_network,
     parse_normalisation,
+    parse_outputs,
     parse_shape,
 )
 from dreamquant.quantization.plan import load_plan
@@ -115,6 +116,7 @@ def compare(
     input_shape: Shape = None,
     mean: Mean = None,
     std: Std = None,
+    outputs: Outputs = None,
     count: Annotated[int, typer.Option("--count", "-n", help="procedural images, where neither is given")] = COUNT,
     batch: Annotated[int | None, typer.Option(help="images at once when timed; without it 1, or what the files take")] = None,
     threads: Annotated[int, typer.Option(help="threads inside one operator")] = 1,
@@ -135,6 +137,7 @@ def compare(
             input_shape=parse_shape(input_shape),
             mean=means,
             std=stds,
+            outputs=parse_outputs(outputs),
             count=count,
             batch=batch,
             threads=threads,
