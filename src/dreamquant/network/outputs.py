@@ -176,17 +176,17 @@ def _names(graph: fx.GraphModule, source: Source) -> list[str]:
 
 
 def _axis(value: Tensor, other: Tensor, count: int, batch: int | None) -> int | None:
-    """The axis of the images: whose size changes with their number or, for a graph of one batch size, whose size is a multiple of
-    it and along which, where there are several such, only the last image's share changes with that image. None where there is
+    """The axis of the images: whose size changes with their number or, for a graph of one batch size, along which only
+    the last image's share changes with that image or, of one whose images mix, whose size is the batch's. None where there is
     none."""
     if batch is None:
         return images_axis(value.shape, count, other.shape, count - 1)
     if batch == 1:
         return next((axis for axis, size in enumerate(value.shape) if size == 1), 0)
     changed = ~((value == other) | (value.isnan() & other.isnan()))
-    able = [axis for axis, size in enumerate(value.shape) if size % count == 0]
-    apart = [axis for axis in able if not changed.movedim(axis, 0)[: -(value.shape[axis] // count)].any()]
-    return next(iter(apart or able), None)
+    shares = [(axis, size // count) for axis, size in enumerate(value.shape) if size and size % count == 0]
+    apart = [axis for axis, share in shares if not changed.movedim(axis, 0)[:-share].any()]
+    return next(iter(apart or [axis for axis, share in shares if share == 1]), None)
 
 
 # ---- what an output shows
@@ -399,7 +399,7 @@ def _compete(graph: fx.GraphModule, layer: fx.Node, width: int) -> bool:
 
     The gradient of a cross entropy sums to zero over the classes, so that training by it moves the rows apart and never
     together, and weight decay takes the sum that they began with. Of independent rows, K |mean row|^2 / mean |row|^2 is 1, with
-    the deviation sqrt(2 / columns).
+    the deviation sqrt(2 (1 - 1 / K) / columns).
     """
     source = layer.args[1]
     if not isinstance(source, fx.Node) or source.op != "get_attr":
@@ -411,4 +411,4 @@ def _compete(graph: fx.GraphModule, layer: fx.Node, width: int) -> bool:
         return False
     ratio = len(rows) * rows.mean(0).square().sum() / power.sum()
     columns = power.sum().square() / power.square().sum()
-    return bool(1 - ratio > CHANCE * (2 / columns).sqrt())
+    return bool(1 - ratio > CHANCE * (2 * (1 - 1 / width) / columns).sqrt())
