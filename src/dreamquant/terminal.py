@@ -79,7 +79,7 @@ def print_result(result: Result, report: Path | None = None) -> None:
     agreement = assessment.agreement
     for place, (output, told) in enumerate(zip(result.network.outputs, agreement.outputs, strict=True)):
         table.add_row("answers" if place == 0 else "", str(output))
-        table.add_row("", f"{told.text}, on {agreement.samples} held-out dreams")
+        table.add_row("agreement" if place == 0 else "", f"{told.text}, on {agreement.samples} held-out dreams")
     if assessment.trust is not None:
         trust = assessment.trust
         table.add_row(
