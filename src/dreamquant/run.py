@@ -7,7 +7,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import wraps
@@ -30,7 +30,7 @@ from dreamquant.methods import SEEDS, check_seed
 from dreamquant.network.fingerprint import fingerprint
 from dreamquant.network.graph import Network
 from dreamquant.network.load import load
-from dreamquant.network.scores import scores_classes
+from dreamquant.network.scores import knows_classes, scores_classes
 from dreamquant.network.statistics import batch_norms
 from dreamquant.quantization.plan import Bits, Plan
 from dreamquant.quantization.quantize import quantize
@@ -77,6 +77,7 @@ class Result:
             "input": asdict(self.network.space) | {"sentence": self.network.space.sentence()},
             "verification": asdict(self.artifact.verification),
             "agreement": asdict(self.assessment.agreement),
+            "outputs": [asdict(output) for output in self.network.outputs],
             "latency": asdict(self.assessment.latency),
             "trust": None if self.assessment.trust is None else asdict(self.assessment.trust),
             "layers": [asdict(layer) for layer in self.assessment.layers],
@@ -120,6 +121,7 @@ def run(
     channels: str | None = None,
     force: bool = False,
     trust: bool = False,
+    outputs: Mapping[str, str] | None = None,
     seed: int = 0,
     run_dir: str | os.PathLike[str] | None = None,
     estimate: bool = True,
@@ -128,7 +130,7 @@ def run(
 ) -> Result:
     """Quantize `model` without data into the file `output`, prove the file, and say how far to trust it.
 
-    `input_shape`, `mean`, `std`, `pixels`, `layout`, `channels`, `force` and `trust` are as in `load`. `settings` are
+    `input_shape`, `mean`, `std`, `pixels`, `layout`, `channels`, `force`, `trust` and `outputs` are as in `load`. `settings` are
     `stage.option=value`. With `run_dir`, samples and reconstructed units are kept there and a run with the same recipe and seed
     goes on from them. With `estimate`, the loss of accuracy is told from the answers on more images. `announce` hears, before
     the work begins, what will be done, why, and how long it may take. Raises a `DreamQuantError` for whatever cannot be done;
@@ -148,15 +150,18 @@ def run(
         channels=channels,
         force=force,
         trust=trust,
+        outputs=outputs,
     )
     check_fed(network)
     chosen = resolve(known, *_kind(network), budget=budget, bits=bits, plan=plan, settings=settings)
     whole = chosen.quantization.resolved()
     check_layers(network, whole)
     stage = chosen.synthesis
-    asked = probe_stages(stage.method) if estimate and scores_classes(network) else {}
+    asked = probe_stages(stage.method) if estimate and knows_classes(network) else {}
     if announce is not None:
         announce(f"{network.source.text}: {network.space.sentence()}")
+        for answer in network.outputs:
+            announce(f"output {answer}")
         announce(_intention(chosen, expected_seconds(network, chosen, asked.values())))
     clock = _Clock()
     dreamer = _Dreamer(network, run_dir, progress)
@@ -223,9 +228,11 @@ def ranked(
     return sorted(damages, key=lambda layer: -layer.both)
 
 
-def _kind(network: Network) -> tuple[bool, bool, bool]:
-    """What of a network decides on a recipe's variants: whether it has BatchNorms, sees photographs, and sees large images."""
-    return bool(batch_norms(network)), network.sees_photographs, math.prod(network.input_shape[1:]) >= LARGE
+def _kind(network: Network) -> tuple[bool, bool, bool, bool]:
+    """What of a network decides on a recipe's variants: whether it has BatchNorms, sees photographs, sees large images, and
+    scores classes."""
+    large = math.prod(network.input_shape[1:]) >= LARGE
+    return bool(batch_norms(network)), network.sees_photographs, large, scores_classes(network)
 
 
 def telling(progress: Progress | None, stage: str) -> Callable[..., None] | None:

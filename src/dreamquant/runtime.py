@@ -36,7 +36,8 @@ class OnnxRunner:
 
     `input_shape` is (C, H, W) with None where the file leaves it open, `batch` the only batch size it takes or None for
     any, `layout` how it takes images, `outputs` all outputs by name in the file's order, `metadata` its custom properties. A file
-    of one batch size is fed in pieces, the last one filled up.
+    of one batch size is fed in pieces, the last one filled up; each output is put together along the axis of its images, which
+    `axes` holds by name: that which the file names as it names its input's, else the first whose size is the batch's, or open.
     """
 
     def __init__(self, source: Path | bytes, *, threads: int | None, optimize: bool, layout: str | None = None) -> None:
@@ -55,6 +56,7 @@ class OnnxRunner:
         self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
         sizes = [size if isinstance(size, int) and size > 0 else None for size in inputs[0].shape]
         self.batch: int | None = sizes[0]
+        self.axes = {name: _images_axis(output.sizes, inputs[0].shape[0]) for name, output in self.outputs.items()}
         self.layout = layout or self.metadata.get(LAYOUT_KEY) or guessed_layout(sizes)
         one, two, three = sizes[1:]
         self.input_shape: tuple[int | None, int | None, int | None] = (
@@ -68,11 +70,16 @@ class OnnxRunner:
     def run(self, images: NDArray[np.float32], names: Sequence[str]) -> list[NDArray[Any]]:
         """The outputs of these names on images (n, C, H, W), n at least 1; ModelError where the runtime refuses them.
 
-        What a file of one batch size gives for each piece is put together along the first axis.
+        What a file of one batch size gives for each piece is put together along the axis of the images.
         """
         step = self.batch or len(images)
         pieces = [self._piece(images[i : i + step], step, names) for i in range(0, len(images), step)]
-        return [np.concatenate(values) for values in zip(*pieces, strict=True)]
+        joined = zip(names, zip(*pieces, strict=True), strict=True)
+        return [np.concatenate(values, self.axes.get(name, 0)) for name, values in joined]
+
+    def all(self, images: NDArray[np.float32]) -> list[NDArray[Any]]:
+        """All outputs, in the file's order, on images (n, C, H, W), as `run` gives them."""
+        return self.run(images, list(self.outputs))
 
     def fed(self, images: NDArray[np.float32]) -> NDArray[Any]:
         """Images (n, C, H, W) in the layout and number type that the file takes."""
@@ -84,8 +91,19 @@ class OnnxRunner:
         if count < size:
             images = np.concatenate([images, np.repeat(images[:1], size - count, axis=0)])
         with refusals(f"{self.name} does not run"):
-            outputs = [np.atleast_1d(output) for output in self.session.run(list(names), {self.input_name: self.fed(images)})]
-        return [output[:count] if len(output) == size else output for output in outputs]
+            given = self.session.run(list(names), {self.input_name: self.fed(images)})
+        outputs = [np.atleast_1d(one.astype(np.float32) if one.dtype == np.float16 else one) for one in given]
+        if count == size:
+            return outputs
+        axes = [self.axes.get(name, 0) for name in names]
+        return [
+            output.take(range(output.shape[axis] * count // size), axis) if output.shape[axis] % size == 0 else output
+            for output, axis in zip(outputs, axes, strict=True)
+        ]
+
+
+def _images_axis(sizes: tuple[int | str | None, ...], batch: int | str | None) -> int:
+    return sizes.index(batch) if batch is not None and batch in sizes else 0
 
 
 def guessed_layout(sizes: Sequence[int | None]) -> str:

@@ -17,6 +17,7 @@ from dreamquant.assess.contents import Contents
 from dreamquant.assess.dreams import DreamMeasures
 from dreamquant.assess.evaluate import Evaluation
 from dreamquant.assess.inspection import Inspection
+from dreamquant.assess.paired import OutputError
 from dreamquant.methods import FAMILIES, find_method, method_names
 from dreamquant.recipe import Recipe
 from dreamquant.run import Result
@@ -78,18 +79,17 @@ def print_result(result: Result, report: Path | None = None) -> None:
     table.add_row("", str(proof.steps))
     table.add_row("", f"all {proof.stored:,} tensors that it stores are the student's, read back")
     agreement = assessment.agreement
-    table.add_row(
-        "agreement",
-        f"{agreement.top1:.1f} % top-1 with the float network on {agreement.samples} held-out dreams, KL {agreement.kl:.4f}",
-    )
+    for place, (output, told) in enumerate(zip(result.network.outputs, agreement.outputs, strict=True)):
+        table.add_row("answers" if place == 0 else "", str(output))
+        table.add_row("agreement" if place == 0 else "", f"{told.text}, on {agreement.samples} held-out dreams")
     if assessment.trust is not None:
-        told = assessment.trust
+        trust = assessment.trust
         table.add_row(
             "estimate",
-            f"about {told.drop:.1f} % of the float network's right answers lost, {told.low:.1f} to {told.high:.1f} in"
-            f" {told.level:.0f} % of the cases it rests on ({told.cases}, of {told.networks} networks)",
+            f"about {trust.drop:.1f} % of the float network's right answers lost, {trust.low:.1f} to {trust.high:.1f} in"
+            f" {trust.level:.0f} % of the cases it rests on ({trust.cases}, of {trust.networks} networks)",
         )
-        for warning in told.warnings:
+        for warning in trust.warnings:
             table.add_row("", f"do not trust this estimate: {warning}")
     worst = sorted(assessment.layers, key=lambda layer: layer.sqnr)[:3]
     table.add_row("weakest layers", ", ".join(f"{layer.layer} {layer.sqnr:.1f} dB" for layer in worst))
@@ -132,6 +132,8 @@ def print_inspection(found: Inspection) -> None:
     screen = console()
     batch = "any batch" if found.batch is None else f"batch {found.batch} only"
     screen.print(f"{found.model}: images {found.input_shape}, {batch}")
+    for output in found.outputs:
+        screen.print(f"output {output}", soft_wrap=True)
     table = Table("layer", "operator", "weight", "output")
     for layer in found.layers:
         table.add_row(layer.name, layer.operator, str(layer.weight), str(layer.output))
@@ -200,7 +202,7 @@ def print_comparison(found: Comparison) -> None:
         table.add_row(name, one, other)
     screen.print(table)
     screen.print(f"B against A on {found.images}")
-    titles = ("relative L2", "SQNR", "largest", "cosine", "top-1", "KL")
+    titles = ("relative L2", "SQNR", "largest", "cosine", "agreement", "KL")
     table = Table(Column("output", overflow="fold"), *(Column(title, justify="right") for title in titles))
     for output in found.outputs:
         shape = ", ".join("N" if size is None else str(size) for size in output.shape)
@@ -210,12 +212,18 @@ def print_comparison(found: Comparison) -> None:
             _number(output.sqnr, ".1f", " dB"),
             _number(output.largest, ".3g"),
             _number(output.cosine, ".5f"),
-            _number(output.top1, ".2f", " %"),
+            _agreement_of(output),
             _number(output.kl, ".2e"),
         )
     screen.print(table)
     for note in found.notes:
         screen.print(f"note: {note}")
+
+
+def _agreement_of(output: OutputError) -> str:
+    if output.agreement is None:
+        return _number(output.top1, ".2f", " % top-1")
+    return _number(output.agreement, ".2f", f" % {output.unit}")
 
 
 def _number(value: float | None, form: str, unit: str = "") -> str:

@@ -363,6 +363,6 @@ def test_batches_of_one_size_are_no_matter(fill: Callable[..., nn.Module]) -> No
             module(torch.randn(2, *SHAPE))
     network = capture(module.eval(), SHAPE)
     told = known(network)
-    seen = run_batched(network.graph, torch.randn(2, *SHAPE), 2)
+    (seen,) = run_batched(network.graph, torch.randn(2, *SHAPE), 2)
     assert told.mean.shape[-1] == seen.shape[-1]
     assert all(bool((one <= other).all()) for one, other in pairwise([told.low, told.mean, told.high]))

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from dreamquant.errors import ModelError, OptionError
+from dreamquant.network.answers import RIVALS
 from dreamquant.network.capture import capture, noise
 from dreamquant.network.graph import Network, input_node
-from dreamquant.quantization.effect import RIVALS, Effect, effects, narrowed
+from dreamquant.quantization.effect import Effect, effects, narrowed
 from dreamquant.quantization.grid import Grid, grid_of_range
 from dreamquant.quantization.plan import Bits, load_plan
 from dreamquant.quantization.quantize import quantize

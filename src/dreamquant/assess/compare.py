@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,9 +16,12 @@ from dreamquant.assess.contents import Contents, contents
 from dreamquant.assess.labelled import LabelledImages
 from dreamquant.assess.latency import Latency, compare_latency
 from dreamquant.assess.paired import Array, OutputError, PairedAccuracy, Ranks, Tally
-from dreamquant.errors import DataError, ModelError, OptionError
+from dreamquant.errors import DataError, DreamQuantError, ModelError, OptionError
 from dreamquant.network.graph import Network, Source
 from dreamquant.network.input_space import InputSpace, Statement, format_numbers, of_properties, standard, stated
+from dreamquant.network.load import load
+from dreamquant.network.outputs import Output as KindOfOutput
+from dreamquant.network.outputs import restated
 from dreamquant.runtime import OnnxRunner, Output, onnx_runner
 from dreamquant.samples import Samples
 from dreamquant.synthesis import synthesize
@@ -62,6 +65,7 @@ def compare(
     pixels: str | None = None,
     layout: str | None = None,
     channels: str | None = None,
+    outputs: Mapping[str, str] | None = None,
     count: int = COUNT,
     batch: int | None = None,
     threads: int = 1,
@@ -73,9 +77,10 @@ def compare(
 
     Where there are both, accuracy is that on `data`. `input_shape` is (C, H, W), for what both files leave open. `mean` and
     `std`, `pixels` and `channels` state what both files are fed, as in `load`, and `layout` how they take it; what the files
-    store is used where nothing is stated. Latency is of `batch` images, where it is None of 1 or what the files take; `threads`
-    is the number inside one operator, here and there: idle threads of one file would keep the other waiting. `callback` hears
-    (images done, images in all).
+    store is used where nothing is stated. `outputs` states kinds of outputs, by a's names (`network.outputs`); the others' are
+    found in the first file that can be read. Latency is of `batch` images, where it is None of 1 or what the files take;
+    `threads` is the number inside one operator, here and there: idle threads of one file would keep the other waiting.
+    `callback` hears (images done, images in all).
 
     Raises ModelError for files that the runtime refuses, whose inputs or outputs do not fit each other, or whose outputs are
     not finite numbers; DataError for images or labels that do not fit the files; OptionError for impossible options.
@@ -88,8 +93,9 @@ def compare(
     images = _given(files, samples) if samples is not None else real or _procedural(files, space, count, seed)
     stored = contents(a), contents(b)
     latency, untimed = _latency(files, (a, b), batch, threads, rounds)
-    tallies = _tallies(files, stored)
-    ranks = None if data is None or data.labels.min() < 0 else Ranks(int(data.labels.max()), [name for name, _ in files.pairs])
+    kinds, unknown_kinds = _kinds(files, (a, b), outputs or {})
+    tallies = _tallies(files, stored, kinds)
+    ranks = None if data is None or data.labels.min() < 0 else Ranks(int(data.labels.max()), tallies)
     for done, values, labels in files.answers(images.batches):
         for tally, (one, other) in zip(tallies, values, strict=True):
             tally.add(one, other, len(labels))
@@ -110,14 +116,32 @@ def compare(
         matched=files.matched,
         outputs=[tally.result() for tally in tallies],
         accuracy=None if ranks is None else ranks.result(),
-        notes=[*files.notes, *images.notes, *untimed, *_unlabelled(data, ranks)],
+        notes=[*files.notes, *unknown_kinds, *images.notes, *untimed, *_unlabelled(data, ranks)],
     )
 
 
-def _tallies(files: _Files, stored: tuple[Contents, Contents]) -> list[Tally]:
+def _tallies(files: _Files, stored: tuple[Contents, Contents], kinds: Mapping[str, KindOfOutput]) -> list[Tally]:
     one, other = stored
     names = files.a.name, files.b.name
-    return [Tally(names, (x, y), (x in one.probabilities, y in other.probabilities)) for x, y in files.pairs]
+    return [Tally(names, (x, y), (x in one.probabilities, y in other.probabilities), kinds.get(x)) for x, y in files.pairs]
+
+
+def _kinds(files: _Files, paths: tuple[Path, Path], stated: Mapping[str, str]) -> tuple[dict[str, KindOfOutput], list[str]]:
+    """What the outputs are, by a's names, from the first of the files that can be read; and notes on how that is known."""
+    reasons = []
+    for place, path in enumerate(paths):
+        try:
+            network = load(path, input_shape=files.input_shape)
+        except DreamQuantError as error:
+            reasons.append(str(error))
+            continue
+        names = {pair[place]: pair[0] for pair in files.pairs}
+        found = tuple(replace(output, name=names[output.name]) for output in network.outputs)
+        known = restated(replace(network, outputs=found), stated)
+        return {output.name: output for output in known if output.certain}, []
+    if stated:
+        raise OptionError(f"kinds of outputs are stated, and neither file can be read to hold them against it: {reasons[0]}")
+    return {}, ["neither file can be read, so outputs of classes are told by their shape"]
 
 
 # ---- two files
@@ -151,7 +175,7 @@ class _Files:
         return [f"the files name their outputs differently, so these were matched by order: {names}"]
 
     def answers(self, batches: Batches) -> Iterator[tuple[int, list[tuple[Array, Array]], NDArray[np.int64]]]:
-        """For each batch how many images are done with it, the pairs of outputs, and its labels.
+        """For each batch how many images are done with it, the pairs of outputs, the images first, and its labels.
 
         Files bound to a batch size both get whole batches, the last filled up with copies of its first image.
         """
@@ -162,7 +186,13 @@ class _Files:
             whole = np.concatenate([images, np.repeat(images[:1], surplus, axis=0)]) if surplus else images
             found = zip(self.a.run(whole, ones), self.b.run(whole, others), strict=True)
             done += size
-            yield done, [(_cut(one, len(whole), size), _cut(other, len(whole), size)) for one, other in found], labels
+            moved = [
+                (np.moveaxis(one, self.a.axes[x], 0), np.moveaxis(other, self.b.axes[y], 0))
+                if one.ndim == other.ndim
+                else (one, other)
+                for (x, y), (one, other) in zip(self.pairs, found, strict=True)
+            ]
+            yield done, [(_cut(one, len(whole), size), _cut(other, len(whole), size)) for one, other in moved], labels
 
 
 def _cut(output: Array, filled: int, size: int) -> Array:

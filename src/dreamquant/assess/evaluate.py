@@ -17,6 +17,7 @@ from dreamquant.errors import DataError, ModelError, OptionError
 from dreamquant.network.graph import Network
 from dreamquant.network.input_space import InputSpace, Statement, of_properties, stated
 from dreamquant.network.load import load
+from dreamquant.network.outputs import main_output
 from dreamquant.runtime import onnx_runner
 
 Run = Callable[[NDArray[np.float32]], NDArray[Any]]
@@ -170,10 +171,11 @@ def check_normalised(model: str, mean: Sequence[float], std: Sequence[float]) ->
 
 
 def torch_runner(network: Network) -> Run:
-    """A network as a function over numpy batches: float32 (n, C, H, W) -> its first output, without gradients."""
+    """A network as a function over numpy batches: float32 (n, C, H, W) -> its first output of classes, else its first output."""
+    place = main_output(network.outputs)
 
     def run(images: NDArray[np.float32]) -> NDArray[Any]:
         with torch.inference_mode():
-            return network(torch.from_numpy(images)).numpy()
+            return network.answers(torch.from_numpy(images))[place].numpy()
 
     return run

@@ -13,6 +13,7 @@ from dreamquant.errors import OptionError, unknown
 from dreamquant.network.graph import Network
 from dreamquant.network.input_space import parse_numbers
 from dreamquant.network.onnx_import.interface import image_input
+from dreamquant.network.outputs import KINDS
 from dreamquant.quantization.plan import parse_bits
 
 TOOLS = ("modelopt",)  # that want their calibration images written in a way of their own
@@ -31,6 +32,10 @@ Layout = Annotated[str | None, typer.Option(help="how the model takes images: nc
 Channels = Annotated[str | None, typer.Option(help="what the channels are: rgb, bgr, gray or other")]
 Force = Annotated[bool, typer.Option("--force", help="go on with an input space that the model's own statistics contradict")]
 Trust = Annotated[bool, typer.Option("--trust-model", help="MODEL is a .pt2 of one's own: code that it holds may run")]
+Outputs = Annotated[
+    list[str] | None,
+    typer.Option("--outputs", help=f"NAME=KIND: what an output is, one of {', '.join(KINDS)}"),
+]
 Seed = Annotated[int, typer.Option(help="same seed, same bits, on one machine")]
 Labels = Annotated[Path | None, typer.Option(help="csv with columns `file` and the label column")]
 LabelColumn = Annotated[str, typer.Option(help="the csv's column of class numbers")]
@@ -66,8 +71,9 @@ def input_options(
     pixels: str | None,
     layout: str | None,
     channels: str | None,
+    outputs: Iterable[str] | None = None,
 ) -> dict[str, Any]:
-    """What is typed of the images that a model is fed, as `load` takes it."""
+    """What is typed of the images that a model is fed and of its outputs, as `load` takes it."""
     return {
         "input_shape": parse_shape(input_shape),
         "mean": optional_numbers(mean),
@@ -75,7 +81,18 @@ def input_options(
         "pixels": pixels,
         "layout": layout and layout.upper(),
         "channels": channels and channels.lower().replace("grey", "gray"),
-    }
+    } | ({} if outputs is None else {"outputs": parse_outputs(outputs)})
+
+
+def parse_outputs(texts: Iterable[str] | None) -> dict[str, str]:
+    """`["scores=classes"]` -> {"scores": "classes"}; names of outputs may hold a `=`, kinds do not."""
+    found = {}
+    for text in texts or []:
+        name, separator, kind = text.rpartition("=")
+        if not separator or not name:
+            raise OptionError(f"--outputs is {text!r}; write NAME=KIND, as in scores=classes (known: {', '.join(KINDS)})")
+        found[name] = kind
+    return found
 
 
 def load_images(data: Path | None, labels: Path | None, label_column: str, *, required: bool = True) -> LabelledImages | None:

@@ -16,6 +16,7 @@ from dreamquant.cli.arguments import (
     Layout,
     Mean,
     Model,
+    Outputs,
     Pixels,
     Quiet,
     Seed,
@@ -50,13 +51,15 @@ def quantize(
     channels: Channels = None,
     force: Force = False,
     trust_model: Trust = False,
+    outputs: Outputs = None,
     budget: Annotated[str, typer.Option(help="quick, standard or paper")] = "standard",
     keep_float: Annotated[list[str] | None, typer.Option(help="a layer to leave in float (names: `inspect`)")] = None,
     bits_for: Annotated[
         list[str] | None, typer.Option(help="a layer with bits of its own: NAME=8 for weights and input, or NAME=W4A8")
     ] = None,
     agreement: Annotated[
-        float | None, typer.Option(help="percent: raise the worst layers until so many top-1 answers are the float network's")
+        float | None,
+        typer.Option(help="percent: raise the worst layers until so many answers (top-1, ...) are the float network's"),
     ] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="stage.option=value, e.g. synthesis.steps=200")] = None,
     seed: Seed = 0,
@@ -81,7 +84,7 @@ def quantize(
             plan=plan,
             budget=budget,
             settings=chosen,
-            **input_options(input_shape, mean, std, pixels, layout, channels),
+            **input_options(input_shape, mean, std, pixels, layout, channels, outputs),
             force=force,
             trust=trust_model,
             seed=seed,
@@ -114,6 +117,7 @@ def synthesize(
     channels: Channels = None,
     force: Force = False,
     trust_model: Trust = False,
+    outputs: Outputs = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="an option of the method: name=value")] = None,
     seed: Seed = 0,
     tool: Annotated[
@@ -127,7 +131,9 @@ def synthesize(
     named = bool(tool or input_name)
     check_samples_path(output, inputs=[Path(model)] if Path(model).is_file() else [], named=named)
     options = find_method("synthesis", method).check_options(method_options(settings or []))
-    network = load(model, **input_options(input_shape, mean, std, pixels, layout, channels), force=force, trust=trust_model)
+    network = load(
+        model, **input_options(input_shape, mean, std, pixels, layout, channels, outputs), force=force, trust=trust_model
+    )
     if not output.suffix:
         check_pixels(network)
     if named:

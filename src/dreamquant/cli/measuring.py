@@ -24,6 +24,7 @@ from dreamquant.cli.arguments import (
     Layout,
     Mean,
     Model,
+    Outputs,
     Pixels,
     Quiet,
     Shape,
@@ -94,12 +95,15 @@ def dreams(
     channels: Channels = None,
     force: Force = False,
     trust_model: Trust = False,
+    outputs: Outputs = None,
     as_json: Json = False,
 ) -> None:
     """Measure the images in SAMPLES: distance to MODEL's BatchNorms, diversity, classes and, against real images, ranges."""
     chosen, dreamt = load_plan(plan), read_samples(samples)
     images = load_images(data, labels, label_column)
-    network = load(model, **input_options(input_shape, mean, std, pixels, layout, channels), force=force, trust=trust_model)
+    network = load(
+        model, **input_options(input_shape, mean, std, pixels, layout, channels, outputs), force=force, trust=trust_model
+    )
     real = None
     if images is not None:
         check_normalised(model, network.mean, network.std)
@@ -132,6 +136,7 @@ def compare(
     pixels: Pixels = None,
     layout: Layout = None,
     channels: Channels = None,
+    outputs: Outputs = None,
     count: Annotated[int, typer.Option("--count", "-n", help="procedural images, where neither is given")] = COUNT,
     batch: Annotated[int | None, typer.Option(help="images at once when timed; without it 1, or what the files take")] = None,
     threads: Annotated[int, typer.Option(help="threads inside one operator")] = 1,
@@ -148,7 +153,7 @@ def compare(
             b,
             samples=None if samples is None else read_samples(samples),
             data=images,
-            **input_options(input_shape, mean, std, pixels, layout, channels),
+            **input_options(input_shape, mean, std, pixels, layout, channels, outputs),
             count=count,
             batch=batch,
             threads=threads,

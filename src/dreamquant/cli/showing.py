@@ -15,6 +15,7 @@ from dreamquant.cli.arguments import (
     Layout,
     Mean,
     Model,
+    Outputs,
     Pixels,
     Quiet,
     Seed,
@@ -47,13 +48,16 @@ def inspect(
     channels: Channels = None,
     force: Force = False,
     trust_model: Trust = False,
+    outputs: Outputs = None,
     seed: Seed = 0,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Show MODEL's layers, BatchNorms, segments, what a plan quantizes, which methods can work on it and which layers hurt."""
     chosen, width, dreamer = load_plan(plan), parse_bits(bits), load_recipe(recipe)
-    network = load(model, **input_options(input_shape, mean, std, pixels, layout, channels), force=force, trust=trust_model)
+    network = load(
+        model, **input_options(input_shape, mean, std, pixels, layout, channels, outputs), force=force, trust=trust_model
+    )
     found = inspect_network(network, chosen, width)
     if sensitivity:
         with progress_bars(quiet or as_json) as progress:

@@ -20,6 +20,7 @@ from dreamquant.network.front import (
 )
 from dreamquant.network.graph import Network, Source, is_input, output_nodes, record_shapes
 from dreamquant.network.input_space import DTYPES, standard
+from dreamquant.network.outputs import find_outputs
 from dreamquant.runtime import guessed_layout
 
 
@@ -64,11 +65,13 @@ def capture(
     if layout == "NHWC":
         take_channels_first(graph)
     batch = sizes[0]
+    _keep_tensors(graph, source)
     record_shapes(graph, noise(batch, shape, seed=0))
     _check(graph, source)
     free = free_batch(graph, shape, batch)
     space = replace(standard(shape[0]), layout=layout, dtype=str(dtype).removeprefix("torch."))
-    return Network(graph, shape, source, space, free)
+    network = Network(graph, shape, source, space, free)
+    return replace(network, outputs=find_outputs(network))
 
 
 def flatten(program: torch.export.ExportedProgram) -> fx.GraphModule:
@@ -124,6 +127,20 @@ def _program_input(program: torch.export.ExportedProgram, source: Source) -> tup
     if None in sizes[1:]:
         raise ModelError(f"{source.text}: the program's image size {tuple(values[0].shape)} is dynamic; export it for one size")
     return (sizes[0] or 2, sizes[1] or 0, sizes[2] or 0, sizes[3] or 0), dtype
+
+
+def _keep_tensors(graph: fx.GraphModule, source: Source) -> None:
+    """Leave out what a program returns as None; `ModelError` for other outputs that are no tensors."""
+    end = next(node for node in reversed(graph.graph.nodes) if node.op == "output")
+    found: Any = end.args[0] if isinstance(end.args[0], tuple | list) else (end.args[0],)
+    kept = tuple(one for one in found if one is not None)
+    for place, one in enumerate(found):
+        if one is not None and not isinstance(one, fx.Node):
+            raise ModelError(f"{source.text}: output {place} is {one!r}; outputs must be tensors")
+    if not kept:
+        raise ModelError(f"{source.text}: it returns no tensor")
+    end.args = (kept[0] if len(kept) == 1 else kept,)
+    graph.recompile()
 
 
 def _check(graph: fx.GraphModule, source: Source) -> None:

@@ -17,7 +17,7 @@ tensor is the transpose of the file's also has `meta["transposed"] = True`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,8 @@ from dreamquant.network.input_space import UNKNOWN, InputSpace
 
 if TYPE_CHECKING:
     import onnx
+
+    from dreamquant.network.outputs import Output
 
 aten = torch.ops.aten
 
@@ -51,7 +53,8 @@ class Network:
     """A trained network, ready to be dreamt with and quantized.
 
     `input_shape` is (C, H, W), `space` what numbers it is fed and how the file takes them; inside, images are always float32
-    (N, C, H, W). `batch` is the only batch size the graph can run, None for any.
+    (N, C, H, W). `batch` is the only batch size the graph can run, None for any. `outputs` says of each output of the
+    graph, in order, where its images lie and of what kind it is.
     """
 
     graph: fx.GraphModule
@@ -59,10 +62,15 @@ class Network:
     source: Source
     space: InputSpace = UNKNOWN
     batch: int | None = None
+    outputs: tuple[Output, ...] = ()
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The network's first output on images (N, C, H, W); a network bound to one batch size is run piece by piece."""
-        return run_batched(self.graph, images, self.batch)
+        """The first of the `answers`."""
+        return self.answers(images)[0]
+
+    def answers(self, images: Tensor) -> list[Tensor]:
+        """All outputs on images (N, C, H, W), each (N, ...); a network bound to one batch size is run piece by piece."""
+        return run_batched(self.graph, images, self.batch, self.outputs)
 
     def with_graph(self, graph: fx.GraphModule) -> Network:
         """The same network around another graph of the same function."""
@@ -102,10 +110,20 @@ class Network:
         return self.space.statistics(self.input_shape[0])
 
 
-def run_batched(graph: fx.GraphModule, images: Tensor, batch: int | None) -> Tensor:
-    """First output of `graph` on `images`, in pieces of `batch` where the graph runs no other size."""
+def run_batched(graph: fx.GraphModule, images: Tensor, batch: int | None, outputs: Sequence[Output] = ()) -> list[Tensor]:
+    """All outputs of `graph` on `images`, each (N, ...), in pieces of `batch` where the graph runs no other size."""
     pieces = [images] if batch is None else torch.split(whole_batches(images, batch), batch)
-    return torch.cat([first_output(graph(piece)) for piece in pieces])[: len(images)]
+    found = [by_image(graph(piece), outputs, len(piece)) for piece in pieces]
+    return [torch.cat(parts)[: len(images)] if len(parts) > 1 else parts[0][: len(images)] for parts in zip(*found, strict=True)]
+
+
+def by_image(result: Any, outputs: Sequence[Output], count: int) -> list[Tensor]:
+    """What a graph, or the file written from it, returned for `count` images: all outputs, each (N, ...).
+
+    Where nothing is known of the outputs, the images lie in the first axis.
+    """
+    values = list(result) if isinstance(result, tuple | list) else [result]
+    return [output.by_image(value, count) for output, value in zip(outputs, values, strict=True)] if outputs else values
 
 
 def first_output(outputs: Any) -> Tensor:

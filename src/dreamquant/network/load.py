@@ -7,7 +7,8 @@ import importlib.util
 import os
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from dreamquant.network.graph import Network, Source
 from dreamquant.network.input_decision import decide
 from dreamquant.network.input_space import Statement
 from dreamquant.network.onnx_import import load_onnx
+from dreamquant.network.outputs import find_outputs, restated
 
 FORMS = "a .onnx file, a .pt2 file, package.module:callable, path.py:callable or timm:NAME"
 
@@ -36,6 +38,7 @@ def load(
     channels: str | None = None,
     force: bool = False,
     trust: bool = False,
+    outputs: Mapping[str, str] | None = None,
 ) -> Network:
     """The network that `model` names: a module, a `.onnx` or `.pt2` file, `package.module:callable` or `path.py:callable`
     (called without arguments, returns a module), or `timm:NAME` (pretrained, needs the extra `timm`).
@@ -43,14 +46,17 @@ def load(
     `input_shape` is (C, H, W), needed where the model does not tell it. `mean`, `std`, `pixels`, `layout` and `channels` state
     the input space, as in `network.input_space.Statement`; what is not stated is read from the file, the graph or the first
     BatchNorm, and `Network.space` says which. Raises `ModelError` for what cannot be read, is no network of images, or
-    contradicts what is stated (`force` goes on). Nothing that a file holds is run; a `.pt2` that torch would run code from is
+    contradicts what is stated (`force` goes on). `outputs` states kinds of outputs by name (`network.outputs.KINDS`); the others'
+    are found. Nothing that a file holds is run; a `.pt2` that torch would run code from is
     refused, unless it is one to `trust`, `OptionError` for options that do not fit.
     """
     statement = Statement(mean or None, std or None, pixels, layout, channels)
     if input_shape is not None and (len(input_shape) != 3 or min(input_shape) < 1):
         raise OptionError(f"input_shape is {input_shape}; it must be (C, H, W), each at least 1")
     network = _load(model, input_shape, layout, trust)
-    return decide(network, statement, _properties(network.source), force=force)
+    network = decide(network, statement, _properties(network.source), force=force)
+    network = replace(network, outputs=find_outputs(network))
+    return replace(network, outputs=restated(network, outputs or {}))
 
 
 def _load(

@@ -45,6 +45,11 @@ class Student:
         with torch.no_grad():
             return self.network(images)
 
+    def answers(self, images: Tensor) -> list[Tensor]:
+        """All of the student's outputs on images (N, C, H, W), each (N, ...)."""
+        with torch.no_grad():
+            return self.network.answers(images)
+
     def tensors(self) -> list[QuantizedTensor]:
         """Everything that is quantized, in the order of the graph."""
         found = []

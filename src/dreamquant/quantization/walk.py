@@ -69,8 +69,8 @@ def walk(
                 piece = pieces[node]
                 inside.update(piece.nodes)
                 quantized[piece.output], exact[piece.output] = during(piece, quantized[piece.input], exact[piece.input])
-            elif node in inside:
-                pass
+            elif node in inside or any(argument in inside and argument not in quantized for argument in node.all_input_nodes):
+                inside.add(node)  # what gives several tensors, as a split does, is no node of a piece, and is computed in it
             elif not any(argument in quantized for argument in node.all_input_nodes):
                 stored[node] = _compute(graph, node, stored)
             elif node.op == "call_module":

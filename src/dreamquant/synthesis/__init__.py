@@ -16,7 +16,7 @@ from dreamquant.errors import DreamQuantError, ModelError, OptionError, unknown
 from dreamquant.methods import BUDGETS, Method, check_seed, find_method, method_names
 from dreamquant.network.attention import attentions
 from dreamquant.network.graph import Network
-from dreamquant.network.scores import class_probabilities, float_scores
+from dreamquant.network.scores import class_probabilities, float_answers
 from dreamquant.network.statistics import batch_norms
 from dreamquant.samples import Samples
 from dreamquant.synthesis._loop import Callback
@@ -62,7 +62,7 @@ def synthesize(
             f"the images of synthesis method {method!r} are not finite; it was run with {options or 'its defaults'}"
         )
     samples = replace(samples, images=network.space.snapped(samples.images))
-    probabilities = class_probabilities(network, float_scores(network, samples.images))
+    probabilities = class_probabilities(network, float_answers(network, samples.images))
     confidence = None if probabilities is None else probabilities.amax(1)
     return replace(samples, method=method, seed=seed, options=options, confidence=confidence)
 

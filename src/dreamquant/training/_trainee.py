@@ -152,16 +152,18 @@ class Trainee(nn.Module):
             delattr(self.graph, name)
             self.graph.register_parameter(name, nn.Parameter(value.detach().clone()))
 
-    def forward(self, images: Tensor) -> Tensor:
-        """The first output on images (N, C, H, W)."""
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """All outputs on images (N, C, H, W), each (N, ...)."""
         for module in self.ranges.values():
             module.batch = None
-        return run_batched(self.graph, images, self.given.network.batch)
+        network = self.given.network
+        return run_batched(self.graph, images, network.batch, network.outputs)
 
-    def scores(self, images: Tensor) -> Tensor:
+    def answers(self, images: Tensor) -> list[Tensor]:
         """The same in pieces, where nothing is learnt."""
         with torch.no_grad():
-            return torch.cat([self(piece) for piece in torch.split(images, CHUNK)])
+            pieces = [self(piece) for piece in torch.split(images, CHUNK)]
+        return [torch.cat(parts) for parts in zip(*pieces, strict=True)]
 
     def observe(self, on: bool) -> None:
         """Let the activations' ranges follow what passes, or hold them."""

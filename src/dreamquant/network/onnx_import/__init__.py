@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from dreamquant.network.graph import Network, Source
@@ -22,6 +23,7 @@ from dreamquant.network.onnx_import import (  # noqa: F401  (each enters its ope
 from dreamquant.network.onnx_import.half import in_float32
 from dreamquant.network.onnx_import.importer import ANY_BATCH, import_onnx, refuse_unsupported
 from dreamquant.network.onnx_import.verify import verify
+from dreamquant.network.outputs import find_outputs
 
 __all__ = ["import_onnx", "load_onnx"]
 
@@ -41,4 +43,5 @@ def load_onnx(path: Path, *, input_shape: tuple[int, int, int] | None = None, la
     graph, given, batch = import_onnx(single, name=str(path), input_shape=input_shape, layout=layout)
     verify(graph, path if single is proto else single.SerializeToString(), str(path), given, given.batch or ANY_BATCH)
     source = Source(kind="onnx", text=str(path), path=path, proto=single)
-    return Network(graph, given.shape, source, InputSpace(layout=given.layout, dtype=given.dtype), batch)
+    network = Network(graph, given.shape, source, InputSpace(layout=given.layout, dtype=given.dtype), batch)
+    return replace(network, outputs=find_outputs(network))
