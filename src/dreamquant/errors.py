@@ -11,7 +11,8 @@
 Every message says what was given, what is known, and why it cannot work.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -49,3 +50,33 @@ def unknown(what: str, given: str, known: Iterable[str]) -> str:
     near = get_close_matches(given, names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"unknown {what} {given!r}{hint} (known: {', '.join(names) or 'none'})"
+
+
+@contextmanager
+def blamed(kind: type[DreamQuantError], what: str) -> Iterator[None]:
+    """Whatever the bytes of an input lead to, inside the libraries that read it, is an error of `kind`, after `what`."""
+    try:
+        yield
+    except DreamQuantError:
+        raise
+    except Exception as error:
+        raise kind(f"{what}: {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """What an error of a library says, in one line."""
+    if isinstance(error, MemoryError):
+        return "there is not enough memory for it"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, UnicodeError):
+        return "it is no text (UTF-8)"
+    told = str(getattr(error, "strerror", None) or error)
+    line = next((line.strip() for line in told.splitlines() if line.strip()), "")
+    return line or type(error).__name__
+
+
+def printable(text: str) -> str:
+    """A text in one line, with what a terminal would not show, or would obey, written as escapes."""
+    line = " ".join(text.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in line)

@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any, SupportsIndex
 
 from dreamquant.errors import OptionError, unknown
+from dreamquant.limits import LARGEST_COUNT
 
 SEEDS = 2**63  # so many: 0 is the first
 BUDGETS = ("quick", "standard", "paper")
@@ -86,16 +87,23 @@ def convert(name: str, value: object, default: object) -> object:
         if isinstance(default, int):
             if isinstance(value, float):
                 raise ValueError
-            return int(value)  # type: ignore[call-overload]
+            return checked_count(name, int(value))  # type: ignore[call-overload]
         if isinstance(default, float):
             return float(value)  # type: ignore[arg-type]
         if isinstance(default, str):
             if not isinstance(value, str):
                 raise ValueError
             return value
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, OverflowError):
         kind = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[type(default)]
         raise OptionError(f"{name} is {value!r}; it must be {kind} (default {default!r})") from None
+    return value
+
+
+def checked_count(name: str, value: int) -> int:
+    """The number of something that is made or done; `OptionError` for one that no run comes to the end of."""
+    if value > LARGEST_COUNT:
+        raise OptionError(f"{name} is {value:.6g}; it must be at most {LARGEST_COUNT:,}")
     return value
 
 

@@ -232,7 +232,7 @@ def _literal(text: str) -> object:
     """A setting's text as the TOML value it spells, else as text."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # no TOML, or more of it than it reads: then it is no value of an option either
         return text
 
 

@@ -32,6 +32,7 @@ from dreamquant.network.graph import Network
 from dreamquant.network.load import load
 from dreamquant.network.scores import knows_classes, scores_classes
 from dreamquant.network.statistics import batch_norms
+from dreamquant.plain import plain_torch
 from dreamquant.quantization.plan import Bits, Plan
 from dreamquant.quantization.quantize import quantize
 from dreamquant.quantization.student import Student, check_layers
@@ -104,6 +105,7 @@ def _alone(flow: Callable[P, Result]) -> Callable[P, Result]:
 
 
 @_alone
+@plain_torch()
 def run(
     model: str | os.PathLike[str] | nn.Module,
     output: str | os.PathLike[str],

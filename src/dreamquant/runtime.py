@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,12 +14,15 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
-from dreamquant.errors import ModelError, OptionError
+from dreamquant.errors import ModelError, OptionError, blamed
+from dreamquant.limits import check_memory, memory
+from dreamquant.onnx_guard import check_file
 
 DTYPES: dict[str, type[np.generic]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 LAYOUT_KEY = "dreamquant.layout"  # a property of a model file
 FEW = (1, 3, 4)  # channels that images have
-_ERRORS_ONLY = 3
+_FATAL_ONLY = 4  # what is wrong with a file is raised, and told by us
+_SHARED_ARENA, _FOLDED_LIMIT = "session.use_env_allocators", "optimization.constant_folding_max_output_size_in_bytes"
 _RUNTIME_ERRORS: tuple[type[Exception], ...] = (
     RuntimeError,
     *(kind for kind in vars(_state).values() if isinstance(kind, type) and issubclass(kind, Exception)),
@@ -53,12 +58,14 @@ class OnnxRunner:
         self.output_name: str = self.session.get_outputs()[0].name
         self.outputs: dict[str, Output] = {o.name: Output(o.type, tuple(o.shape)) for o in self.session.get_outputs()}
         self.dtype = DTYPES[inputs[0].type]
-        self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
+        with blamed(ModelError, f"{self.name} has properties that cannot be read"):
+            self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
         sizes = [size if isinstance(size, int) and size > 0 else None for size in inputs[0].shape]
         self.batch: int | None = sizes[0]
         self.axes = {name: _images_axis(output.sizes, inputs[0].shape[0]) for name, output in self.outputs.items()}
         self.layout = layout or self.metadata.get(LAYOUT_KEY) or guessed_layout(sizes)
         one, two, three = sizes[1:]
+        check_memory(4 * math.prod(size or 1 for size in sizes), f"{self.name}: images {tuple(sizes)}", ModelError)
         self.input_shape: tuple[int | None, int | None, int | None] = (
             (three, one, two) if self.layout == "NHWC" else (one, two, three)
         )
@@ -138,15 +145,35 @@ def _session(source: Path | bytes, name: str, threads: int | None, optimize: boo
         raise OptionError(f"{threads} threads are impossible, it must be at least 1")
     if isinstance(source, Path) and not source.is_file():
         raise ModelError(f"there is no file {source}")
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
+    options = session_options()
     if threads is not None:
         options.intra_op_num_threads = threads
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if isinstance(source, Path):
+        check_file(source)
     with refusals(f"ONNX Runtime {onnxruntime.__version__} cannot load {name}"):
         given = source if isinstance(source, bytes) else str(source)
         return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+
+
+def session_options() -> onnxruntime.SessionOptions:
+    """Options of a session that writes nothing on the error stream and takes no more memory than `limits.memory()`."""
+    _bounded_arena()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _FATAL_ONLY
+    options.add_session_config_entry(_SHARED_ARENA, "1")
+    options.add_session_config_entry(_FOLDED_LIMIT, str(memory() // 16))
+    return options
+
+
+@cache
+def _bounded_arena() -> None:
+    """One arena for all sessions of the process: sizes in a file may ask for anything, and it gives no more than the limit."""
+    onnxruntime.set_default_logger_severity(_FATAL_ONLY)
+    place = onnxruntime.OrtMemoryInfo("Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT)
+    as_asked = {"max_mem": memory(), "arena_extend_strategy": 1}
+    onnxruntime.create_and_register_allocator(place, onnxruntime.OrtArenaCfg(as_asked))
 
 
 @contextmanager

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dreamquant.errors import DataError
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -32,6 +34,19 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def check(self, input_shape: tuple[int, ...]) -> None:
+        """`DataError` unless these are images, at least one, of finite float32 numbers, for a network of (C, H, W)."""
+        images: object = self.images
+        wanted = f"the network takes (N, {', '.join(map(str, input_shape))})"
+        if not isinstance(images, Tensor):
+            raise DataError(f"samples are a {type(images).__name__}, not a float32 tensor; {wanted}")
+        if tuple(images.shape[1:]) != tuple(input_shape) or images.dim() == 0 or not len(images):
+            raise DataError(f"samples are {tuple(images.shape)}; {wanted}")
+        if images.dtype != torch.float32:
+            raise DataError(f"samples are {str(images.dtype).removeprefix('torch.')}; {wanted} in float32")
+        if not torch.isfinite(images).all():
+            raise DataError("samples have values that are NaN or infinite")
 
 
 def in_order(tensor: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dreamquant.errors import OptionError, unknown
+from dreamquant.errors import OptionError, blamed, unknown
 
 
 def names(package: str, folder: str) -> list[str]:
@@ -24,19 +24,14 @@ def read(what: str, name: str, package: str, folder: str) -> dict[str, Any]:
     Raises `OptionError` for a name that is not known and for a file that cannot be read or is not TOML.
     """
     if name.endswith(".toml"):
-        try:
-            text = Path(name).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is no text"
-            raise OptionError(f"the {what} {name} cannot be read: {reason}") from None
+        with blamed(OptionError, f"the {what} {name} cannot be read"):
+            text = Path(name).read_text(encoding="utf-8")
     elif name in names(package, folder):
         text = files(package).joinpath(folder, f"{name}.toml").read_text()
     else:
         raise OptionError(unknown(what, name, names(package, folder)) + "; or give a .toml file")
-    try:
+    with blamed(OptionError, f"the {what} {name} is not TOML"):
         return {"name": Path(name).stem, **tomllib.loads(text)}
-    except tomllib.TOMLDecodeError as error:
-        raise OptionError(f"the {what} {name} is not TOML: {error}") from None
 
 
 def complaint(what: str, error: ValidationError, known: Any) -> OptionError:

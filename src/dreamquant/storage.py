@@ -18,9 +18,10 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
-from dreamquant.errors import DataError, OptionError
+from dreamquant.errors import DataError, OptionError, blamed
 from dreamquant.files import atomic_folder, atomic_path, check_output, check_output_folder
 from dreamquant.kept import keep, kept
+from dreamquant.limits import check_archive
 from dreamquant.network.graph import Network
 from dreamquant.samples import Samples
 
@@ -73,13 +74,10 @@ def read_samples(path: str | os.PathLike[str]) -> Samples:
         raise DataError(f"{place} holds no samples that can be read (known: {', '.join(READABLE)})")
     if not place.is_file():
         raise DataError(f"there is no file {place}")
-    try:
+    with blamed(DataError, f"{place} is not a readable {place.suffix} file"):
         tensors, made_by = _read_npz(place) if place.suffix == ".npz" else _read_safetensors(place)
-    except Exception as error:  # whatever the broken bytes lead to
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{place} is not a readable {place.suffix} file: {reason}") from error
-    _check_tensors(tensors, place)
-    return _samples(tensors, *made_by)
+        _check_tensors(tensors, place)
+        return _samples(tensors, *made_by)
 
 
 _MadeBy = tuple[str, int, dict[str, Any]]  # method, seed, options
@@ -87,6 +85,7 @@ _MadeBy = tuple[str, int, dict[str, Any]]  # method, seed, options
 
 def _read_npz(path: Path) -> tuple[dict[str, Tensor], _MadeBy]:
     with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+        check_archive(file.zip, file.zip.namelist(), str(path), DataError)
         arrays = {name: file[name] for name in file.files}
     if "images" not in arrays and len(arrays) == 1:
         arrays = {"images": next(iter(arrays.values()))}
@@ -117,7 +116,7 @@ def _check_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 # ---- writing for other eyes
 
 
-def write_samples(samples: Samples, network: Network, path: Path, *, input_name: str = "") -> None:
+def write_samples(samples: Samples, network: Network, path: str | os.PathLike[str], *, input_name: str = "") -> None:
     """Samples for other eyes, in the format that the suffix of `path` tells.
 
     .safetensors holds everything that `Samples` does; .npz images, labels and confidence; .png is a sheet of all images, as
@@ -127,6 +126,7 @@ def write_samples(samples: Samples, network: Network, path: Path, *, input_name:
 
     Raises what `check_samples_path` and `check_pixels` do.
     """
+    path = Path(path)
     check_samples_path(path, named=bool(input_name))
     if not path.suffix:
         _write_folder(samples, network, path)

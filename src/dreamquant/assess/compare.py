@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from dreamquant.network.input_space import InputSpace, Statement, format_numbers
 from dreamquant.network.load import load
 from dreamquant.network.outputs import Output as KindOfOutput
 from dreamquant.network.outputs import restated
+from dreamquant.plain import plain_torch
 from dreamquant.runtime import OnnxRunner, Output, onnx_runner
 from dreamquant.samples import Samples
 from dreamquant.synthesis import synthesize
@@ -53,9 +55,10 @@ class Comparison:
     notes: list[str]
 
 
+@plain_torch()
 def compare(
-    a: Path,
-    b: Path,
+    a: str | os.PathLike[str],
+    b: str | os.PathLike[str],
     *,
     samples: Samples | None = None,
     data: LabelledImages | None = None,
@@ -85,11 +88,14 @@ def compare(
     Raises ModelError for files that the runtime refuses, whose inputs or outputs do not fit each other, or whose outputs are
     not finite numbers; DataError for images or labels that do not fit the files; OptionError for impossible options.
     """
+    a, b = Path(a), Path(b)
     statement = Statement(tuple(mean or ()) or None, tuple(std or ()) or None, pixels, layout, channels)
     first, second = (onnx_runner(path, threads=threads, layout=layout) for path in (a, b))
     files = _files(first, second, input_shape, samples)
     space = InputSpace() if samples is not None and data is None else _space(files, statement)
     real = None if data is None else _real(files, data, space)
+    if samples is not None:
+        samples.check(files.input_shape)
     images = _given(files, samples) if samples is not None else real or _procedural(files, space, count, seed)
     stored = contents(a), contents(b)
     latency, untimed = _latency(files, (a, b), batch, threads, rounds)

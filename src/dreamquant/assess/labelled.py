@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import math
+import os
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,10 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from dreamquant.errors import DataError, OptionError
+from dreamquant.errors import DataError, OptionError, blamed
+from dreamquant.limits import check_archive, check_memory
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
+LARGEST_IMAGE = 89_478_485  # pixels; above it Pillow, too, suspects a bomb
+LARGEST_FILE = 8 * LARGEST_IMAGE  # bytes: four channels and whatever is stored beside them
+_BATCH_BYTES = 1 + 4 + 4  # of a value: as a pixel, as a number, and as a normalised one
 _MODES = {1: "L", 3: "RGB"}
 _DEEP_MODES = ("I", "F")  # more than 8 bits a channel: Pillow would clip instead of scale
 Reader = Callable[[int], Image.Image]
@@ -74,6 +81,9 @@ class LabelledImages:
         check_normalisation(mean, std, channels=input_shape[0])
         if input_shape[0] not in _MODES:
             raise DataError(f"images have 1 or 3 channels, the network takes {input_shape[0]}")
+        together = min(size, len(self))
+        needed = _BATCH_BYTES * together * math.prod(input_shape)
+        check_memory(needed, f"a batch of {together} images {input_shape}", OptionError)
         return self._batches(size, input_shape, mean, std, channels)
 
     def _batches(
@@ -90,7 +100,11 @@ class LabelledImages:
 
 
 def load_labelled(
-    path: Path, *, labels: Path | None = None, label_column: str = "label", required: bool = True
+    path: str | os.PathLike[str],
+    *,
+    labels: str | os.PathLike[str] | None = None,
+    label_column: str = "label",
+    required: bool = True,
 ) -> LabelledImages:
     """Labelled images from one of
 
@@ -103,19 +117,18 @@ def load_labelled(
     Zip files are read in place, image by image. Raises DataError when anything is missing, unreadable or not as said
     here, OptionError when `labels` are given for an .npz.
     """
+    path, labels = Path(path), None if labels is None else Path(labels)
     if labels is not None and not labels.is_file():
         raise DataError(f"there is no file {labels} with labels")
     if not path.exists():
         raise DataError(f"{path} does not exist")
-    try:
+    with blamed(DataError, f"{path} cannot be read"):
         if path.is_dir():
             return _from_folder(path, labels, label_column, required)
         if path.suffix.lower() == ".zip":
             return _from_zip(path, labels, label_column, required)
         if path.suffix.lower() == ".npz":
             return _from_npz(path, labels)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {_line(error)}") from error
     raise DataError(f"{path} is not a kind of labelled data that is known (known: a folder, .npz, .zip)")
 
 
@@ -137,7 +150,7 @@ def _from_folder(folder: Path, labels: Path | None, label_column: str, required:
         names, numbers = _classes_of(folder, required)
     else:
         names, numbers = _read_csv(labels, label_column)
-        inside = {name for name in set(names) if _is_file(folder / name)}
+        inside = {name for name in set(names) if _leads_inside(name) and _is_file(folder / name)}
         _check_inside(names, inside, folder, labels)
     return LabelledImages(np.array(numbers, np.int64), partial(_folder_reader, folder, names))
 
@@ -211,7 +224,10 @@ def _arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             known = archive.files
+            check_archive(archive.zip, archive.zip.namelist(), str(path), DataError)
             found = {name: archive[name] for name in ("x", "y") if name in known}
+    except DataError:
+        raise
     except Exception as error:  # numpy raises whatever the broken bytes lead to
         raise DataError(f"{path} is not a readable npz file: {_line(error)}") from error
     missing = [name for name in ("x", "y") if name not in found]
@@ -265,6 +281,11 @@ def _check_inside(names: Sequence[str], inside: set[str], source: Path, labels: 
         raise DataError(f"{count} that {labels} names are not in {source}, the first is {missing[0]!r}")
 
 
+def _leads_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
+
+
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
@@ -277,7 +298,17 @@ def _is_file(path: Path) -> bool:
 
 @contextmanager
 def _folder_reader(folder: Path, names: Sequence[str]) -> Iterator[Reader]:
-    yield lambda i: _decode((folder / names[i]).read_bytes, str(folder / names[i]))
+    yield lambda i: _decode(partial(_whole, folder / names[i]), str(folder / names[i]))
+
+
+def _whole(path: Path) -> bytes:
+    _check_length(path.stat().st_size, str(path))
+    return path.read_bytes()
+
+
+def _check_length(length: int, where: str) -> None:
+    if length > LARGEST_FILE:
+        raise DataError(f"{where} has {length:,} bytes; images of at most {LARGEST_FILE:,} are read")
 
 
 @contextmanager
@@ -287,15 +318,22 @@ def _zip_reader(path: Path, names: Sequence[str]) -> Iterator[Reader]:
     except (OSError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} is not a readable zip file: {_line(error)}") from error
     with archive:
-        yield lambda i: _decode(partial(archive.read, names[i]), f"{names[i]} in {path}")
+        yield lambda i: _decode(partial(_unpacked, archive, names[i], path), f"{names[i]} in {path}")
+
+
+def _unpacked(archive: zipfile.ZipFile, name: str, path: Path) -> bytes:
+    _check_length(archive.getinfo(name).file_size, f"{name} in {path}")
+    return archive.read(name)
 
 
 def _decode(read: Callable[[], bytes], where: str) -> Image.Image:
-    try:
+    with blamed(DataError, f"{where} is not a readable image"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what Pillow suspects of an image's metadata, and of sizes that are checked here
         image = Image.open(BytesIO(read()))
+        pixels = image.width * image.height
+        if pixels > LARGEST_IMAGE:
+            raise DataError(f"{where} has {pixels:,} pixels ({image.width} x {image.height}); at most {LARGEST_IMAGE:,} are read")
         image.load()
-    except Exception as error:  # Pillow and zipfile raise whatever the broken bytes lead to
-        raise DataError(f"{where} is not a readable image: {_line(error)}") from error
     if image.mode.startswith(_DEEP_MODES):
         raise DataError(f"{where} has more than 8 bits a channel (mode {image.mode}), only 8 are read")
     return image

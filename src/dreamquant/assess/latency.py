@@ -15,6 +15,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from dreamquant.errors import OptionError
+from dreamquant.limits import check_memory
 from dreamquant.runtime import OnnxRunner, onnx_runner, refusals
 
 _SAMPLE_SECONDS = 0.005
@@ -63,6 +64,7 @@ def compare_latency(
     for name, value in (("batch", batch), ("rounds", rounds)):
         if value < 1:
             raise OptionError(f"{name} is {value}, it must be at least 1")
+    check_memory(4 * batch * math.prod(input_shape), f"a batch of {batch} images {tuple(input_shape)}", OptionError)
     images = np.random.default_rng(seed).standard_normal((batch, *input_shape), dtype=np.float32)
     samplers = [_sampler(onnx_runner(path, threads=threads, layout=layout), images) for path in (a, b)]
     times = np.array([[sample() for sample in samplers] for _ in range(rounds)])

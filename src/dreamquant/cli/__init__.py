@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import logging
+import os
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 
+from dreamquant.cli.arguments import limited
 from dreamquant.cli.making import quantize, synthesize
 from dreamquant.cli.measuring import compare, dreams, evaluate
 from dreamquant.cli.showing import inspect, methods, recipes
-from dreamquant.errors import DreamQuantError
+from dreamquant.errors import DreamQuantError, printable, reason
 
 FAILED, INTERRUPTED = 2, 130
+_BROKEN_PIPE = 1  # what typer and rich end with, and with nothing else, where nobody reads the standard output
+LONGEST = 2000  # characters of a message: names and values of a file may be of any length
 
 app = typer.Typer(
     help="Quantize a trained neural network when its training data may not be touched.",
@@ -20,22 +26,72 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _command in (quantize, synthesize, evaluate, dreams, inspect, compare, recipes, methods):
-    app.command()(_command)
+for _command in (quantize, synthesize, evaluate, dreams, inspect, compare):
+    app.command()(limited(_command))
+app.command()(recipes)
+app.command()(methods)
 
 
 def main() -> None:
     """Run the command line; errors that a user can cause are one line and exit status 2."""
+    logging.disable()  # what libraries note of a file that they then refuse
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be text
     try:
-        app()
+        sys.exit(_run())
     except DreamQuantError as error:
         _fail(str(error))
-    except SystemExit as end:  # typer makes one of a Ctrl-C, without a word
-        if end.code == INTERRUPTED:
-            print("dreamquant: interrupted; nothing was written", file=sys.stderr)  # noqa: T201
-        raise
+    except MemoryError as error:
+        _fail(reason(error))
+    except RuntimeError as error:  # what torch makes of it
+        if "can't allocate memory" not in str(error):
+            raise
+        _fail("there is not enough memory for what was asked for")
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            _hang_up()
+        if error.errno not in (errno.ENOSPC, errno.EIO):
+            raise
+        _hang_up(f"the result cannot be written to the standard output: {error.strerror}")
+
+
+def _run() -> int:
+    """The exit status; a wrong usage is told in one line, like all else that a user can cause."""
+    try:
+        status: Any = app(standalone_mode=False)
+        sys.stdout.flush()
+    except SystemExit as end:
+        if end.code != _BROKEN_PIPE:
+            raise
+        _hang_up()
+    except typer.Abort:
+        status = INTERRUPTED
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # typer's errors of usage have no public base
+            raise
+        if sys.argv[1:]:
+            _fail(f"{error.format_message().rstrip('.')}; see {_command_of(error)} --help")
+        status = FAILED  # the help has been shown
+    if status == INTERRUPTED:
+        print("dreamquant: interrupted; nothing was written", file=sys.stderr)  # noqa: T201
+    return status if isinstance(status, int) else 0
+
+
+def _command_of(error: Any) -> str:
+    name = getattr(error.ctx, "info_name", None) if getattr(error, "ctx", None) is not None and error.ctx.parent else None
+    return f"dreamquant {name}" if name else "dreamquant"
+
+
+def _hang_up(message: str = "") -> NoReturn:
+    """End with nothing more written to a standard output that takes nothing more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    if message:
+        _fail(message)
+    sys.exit(0)
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"dreamquant: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
+    text = printable(message)
+    print(f"dreamquant: {text if len(text) <= LONGEST else text[:LONGEST] + '...'}", file=sys.stderr)  # noqa: T201
     sys.exit(FAILED)

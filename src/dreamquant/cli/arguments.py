@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +13,7 @@ import typer
 
 from dreamquant.assess.labelled import LabelledImages, load_labelled
 from dreamquant.errors import OptionError, unknown
+from dreamquant.limits import memory_limit
 from dreamquant.network.graph import Network
 from dreamquant.network.input_space import parse_numbers
 from dreamquant.network.onnx_import.interface import image_input
@@ -41,8 +45,24 @@ Labels = Annotated[Path | None, typer.Option(help="csv with columns `file` and t
 LabelColumn = Annotated[str, typer.Option(help="the csv's column of class numbers")]
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="show no progress")]
+Memory = Annotated[float | None, typer.Option(help="GiB that may be asked for; without it, half of the machine's memory")]
 
 Numbers = tuple[float, ...]
+
+
+def limited(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with one more option: how much memory a file, an image or a number of images may ask for."""
+
+    @functools.wraps(command)
+    def within(*, memory: float | None, **options: Any) -> None:
+        with nullcontext() if memory is None else memory_limit(memory):
+            command(**options)
+
+    signature = inspect.signature(command, eval_str=True)
+    added = inspect.Parameter("memory", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Memory)
+    within.__signature__ = signature.replace(parameters=[*signature.parameters.values(), added])  # type: ignore[attr-defined]
+    within.__annotations__ = {name: entry.annotation for name, entry in within.__signature__.parameters.items()}  # type: ignore[attr-defined]
+    return within
 
 
 # ---- models and images

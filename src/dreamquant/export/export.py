@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from dreamquant.errors import OptionError, OutputError
 from dreamquant.export.qdq import to_onnx
 from dreamquant.export.verify import Verification, verify
 from dreamquant.files import atomic_path
+from dreamquant.plain import plain_torch
 from dreamquant.quantization.student import Student
 from dreamquant.samples import Samples
 
@@ -27,13 +29,18 @@ class Artifact:
     verification: Verification
 
 
-def export(student: Student, path: Path, samples: Samples, *, metadata: Mapping[str, str] | None = None) -> Artifact:
+@plain_torch()
+def export(
+    student: Student, path: str | os.PathLike[str], samples: Samples, *, metadata: Mapping[str, str] | None = None
+) -> Artifact:
     """Write `path` (.onnx) and prove it on the samples. `metadata` goes into the file's properties, beside those it came with.
 
     Raises `OptionError` for another suffix, `OutputError` when the file cannot be written, `UnsupportedOperator` for what the
     format cannot say, `VerificationError` when the file does not do what was measured; `path` is then as it was.
     """
+    path = Path(path)
     check_format(path)
+    samples.check(student.network.input_shape)
     proto, integers, stored = to_onnx(student)
     network = student.network
     properties = {entry.key: entry.value for entry in proto.metadata_props} | {

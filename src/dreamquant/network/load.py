@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 import os
 import sys
 import zipfile
@@ -15,7 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from dreamquant.errors import ModelError, OptionError
+from dreamquant.errors import ModelError, OptionError, blamed
+from dreamquant.limits import check_memory
 from dreamquant.network.archive import extra_files, read_archive
 from dreamquant.network.capture import capture
 from dreamquant.network.graph import Network, Source
@@ -23,10 +25,12 @@ from dreamquant.network.input_decision import decide
 from dreamquant.network.input_space import Statement
 from dreamquant.network.onnx_import import load_onnx
 from dreamquant.network.outputs import find_outputs, restated
+from dreamquant.plain import plain_torch
 
 FORMS = "a .onnx file, a .pt2 file, package.module:callable, path.py:callable or timm:NAME"
 
 
+@plain_torch()
 def load(
     model: str | os.PathLike[str] | nn.Module,
     *,
@@ -51,12 +55,22 @@ def load(
     refused, unless it is one to `trust`, `OptionError` for options that do not fit.
     """
     statement = Statement(mean or None, std or None, pixels, layout, channels)
-    if input_shape is not None and (len(input_shape) != 3 or min(input_shape) < 1):
-        raise OptionError(f"input_shape is {input_shape}; it must be (C, H, W), each at least 1")
-    network = _load(model, input_shape, layout, trust)
-    network = decide(network, statement, _properties(network.source), force=force)
+    if input_shape is not None:
+        if len(input_shape) != 3 or not all(size == int(size) >= 1 for size in input_shape):
+            raise OptionError(f"input_shape is {input_shape}; it must be (C, H, W), each at least 1")
+        input_shape = (int(input_shape[0]), int(input_shape[1]), int(input_shape[2]))
+        check_memory(4 * math.prod(input_shape), f"images {input_shape}", OptionError)
+    with blamed(ModelError, f"{_named(model)} cannot be read"):
+        network = _load(model, input_shape, layout, trust)
+    with blamed(ModelError, f"{_named(model)} has properties that cannot be read"):
+        properties = _properties(network.source)
+    network = decide(network, statement, properties, force=force)
     network = replace(network, outputs=find_outputs(network))
     return replace(network, outputs=restated(network, outputs or {}))
+
+
+def _named(model: str | os.PathLike[str] | nn.Module) -> str:
+    return type(model).__name__ if isinstance(model, nn.Module) else os.fspath(model)
 
 
 def _load(

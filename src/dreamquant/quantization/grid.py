@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from dreamquant.errors import ModelError
 from dreamquant.quantization.codebook import Codebook
 
 SMALLEST_SCALE = 1e-12  # of a tensor of nothing but zeros
@@ -62,10 +63,13 @@ def grid_of_range(low: Tensor, high: Tensor, *, bits: int, symmetric: bool, axis
     """The grid over [low, high], widened to hold 0 exactly.
 
     `symmetric`: signed integers with zero point 0; the scale is the smallest under which both ends are levels.
-    Otherwise unsigned integers with a zero point.
+    Otherwise unsigned integers with a zero point. Raises `ModelError` for a range that float32 does not hold.
     """
     low, high = low.float().clamp(max=0.0).reshape(-1), high.float().clamp(min=0.0).reshape(-1)
     qmin, qmax = integer_limits(bits, signed=symmetric)
+    if not torch.isfinite(high - low).all():
+        ends = f"from {low.min().item():.3g} to {high.max().item():.3g}"
+        raise ModelError(f"a tensor of the network ranges {ends}, and float32 has no {bits}-bit grid for it")
     if symmetric:
         scale = torch.maximum(low / qmin, high / qmax).clamp(min=SMALLEST_SCALE)
         return Grid(scale, torch.zeros_like(scale), qmin, qmax, axis)

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from dreamquant.errors import DataError, OptionError
+from dreamquant.errors import OptionError
 from dreamquant.methods import find_method
 from dreamquant.network.edit import set_tensor
 from dreamquant.network.graph import Network, tensor_of
+from dreamquant.network.live import check_run
 from dreamquant.network.operators import CONVOLUTIONS, WEIGHTED, is_call, output_channel_axis
 from dreamquant.network.pairs import groups_of
+from dreamquant.plain import plain_torch
 from dreamquant.quantization.batchnorm import correct_biases, grids_from_batchnorm
 from dreamquant.quantization.channel_bits import channel_bits, grid_of_channels
 from dreamquant.quantization.codebook import Codebook
@@ -33,6 +35,7 @@ CHUNK = 32  # images run at once
 LARGEST_BIAS = 2**30  # of an int32; the rest is room for the sum of products
 
 
+@plain_torch()
 def quantize(network: Network, samples: Samples, *, bits: str = "W8A8", plan: str | Plan = "deploy", **changes: Any) -> Student:
     """The student of a network: `plan` says which tensors are quantized and how, `samples` set the ranges.
 
@@ -42,10 +45,8 @@ def quantize(network: Network, samples: Samples, *, bits: str = "W8A8", plan: st
     """
     plan = load_plan(plan, **changes) if isinstance(plan, str) else change_plan(plan, **changes)
     width = parse_bits(bits)
-    if tuple(samples.images.shape[1:]) != network.input_shape or not len(samples):
-        raise DataError(
-            f"samples are {tuple(samples.images.shape)}; the network takes (N, {', '.join(map(str, network.input_shape))})"
-        )
+    samples.check(network.input_shape)
+    check_run(network, len(samples))
     activation_ranges = find_method("ranges", plan.activation_ranges)
     activation_options = activation_ranges.check_options(plan.activation_options)
     student, widths, deciders = prepare(network, plan, width)

@@ -27,13 +27,15 @@ def check_report(path: Path, *, model: str, output: Path) -> None:
         raise OutputError(f"cannot write the report {path}: it is the output {output} as well")
 
 
-def write_report(result: Result, path: Path, *, command: Sequence[str] = (), progress: Progress | None = None) -> None:
+def write_report(
+    result: Result, path: str | os.PathLike[str], *, command: Sequence[str] = (), progress: Progress | None = None
+) -> None:
     """Write what came of a run to `path` as one page of HTML that loads nothing from anywhere.
 
     What a result does not hold is measured on its samples first: every layer alone, and the images against the BatchNorms.
     `command` is what the run was called with, where that is known.
     """
-    atomic_write(path, render(gather(result, command=command, progress=progress)).encode(errors="replace"))
+    atomic_write(Path(path), render(gather(result, command=command, progress=progress)).encode(errors="replace"))
 
 
 def render(facts: Facts) -> str:

@@ -7,24 +7,30 @@ BatchNorm statistics says so (`NEEDS_BATCHNORM = True`) and is refused, with a s
 
 from __future__ import annotations
 
+import math
+import operator
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from dreamquant.errors import DreamQuantError, ModelError, OptionError, unknown
-from dreamquant.methods import BUDGETS, Method, check_seed, find_method, method_names
+from dreamquant.limits import check_memory
+from dreamquant.methods import BUDGETS, Method, check_seed, checked_count, find_method, method_names
 from dreamquant.network.attention import attentions
 from dreamquant.network.graph import Network
 from dreamquant.network.scores import class_probabilities, float_answers
 from dreamquant.network.statistics import batch_norms
+from dreamquant.plain import plain_torch
 from dreamquant.samples import Samples
 from dreamquant.synthesis._loop import Callback
 from dreamquant.synthesis._widen import WIDENED, widened
 
 __all__ = ["WIDENED", "Samples", "check_fed", "lacking", "needs_batchnorm", "synthesize", "widened"]
+IMAGE_COPIES, FLOAT_BYTES = 4, 4  # the images, their gradient and what an optimizer knows of each value
 
 
+@plain_torch()
 def synthesize(
     network: Network,
     count: int,
@@ -43,8 +49,10 @@ def synthesize(
     has none; `DreamQuantError` when the images are not finite.
     """
     found = find_method("synthesis", method)
+    count, seed = whole("count", count), whole("seed", seed)
     if count < 1:
         raise OptionError(f"count is {count}; at least one image is needed")
+    check_images(network, count)
     seed = check_seed(seed)
     lack = lacking(found, network)
     if lack:
@@ -71,6 +79,12 @@ def check_fed(network: Network) -> None:
     """`ModelError` where it is not known what numbers a network is fed, and so not what images to make for it."""
     if not network.space.is_known:
         raise ModelError(f"{network.source.text}: {network.space.because}")
+
+
+def check_images(network: Network, count: int) -> None:
+    """`OptionError` where so many images, and what is kept beside them while they are made, take more memory than the limit."""
+    needed = IMAGE_COPIES * count * math.prod(network.input_shape) * FLOAT_BYTES
+    check_memory(needed, f"{checked_count('count', count)} images {network.input_shape}", OptionError)
 
 
 def lacking(method: Method, network: Network) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,8 +15,10 @@ from onnx import helper
 from torch import fx, nn
 
 from dreamquant.errors import ModelError, UnsupportedOperator
+from dreamquant.limits import check_memory
 
 Array = np.ndarray[Any, Any]
+FLOAT_BYTES = 4
 
 REFUSED_DTYPES = ("float16", "bfloat16", "float64")
 FLOAT32_ONLY = "only float32 networks are read; convert the file to float32 first"
@@ -44,11 +47,13 @@ class Builder:
         self.values: dict[str, fx.Node | Known] = {}
         self._fake: dict[fx.Node, Any] = {}
         self._stored: dict[tuple[str, bool], fx.Node] = {}
+        self._known_bytes = 0
 
     def images(self, name: str, shape: tuple[int, ...]) -> None:
         """Add the input of images of `shape` (N, C, H, W), the graph input `name`."""
         node = self.graph.placeholder(_identifier(name))
         node.meta["origin"] = name
+        check_memory(math.prod(shape) * FLOAT_BYTES, f"{self.model}: images {shape}", ModelError)
         self.values[name] = self._with_value(node, torch.empty(shape, device="meta"))
 
     def call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
@@ -61,9 +66,19 @@ class Builder:
     def _faked(self, args: Any) -> Any:
         return fx.node.map_arg(args, self._fake.__getitem__)
 
+    def keep(self, name: str, value: fx.Node | Known) -> None:
+        """Enter what a value's name stands for; constants may take no more memory together than the limit."""
+        if isinstance(value, Known):
+            array = value.array if value.base is None else value.base.array
+            self._known_bytes += array.nbytes
+            check_memory(self._known_bytes, f"{self.model}: constants up to {name!r}", ModelError)
+        self.values[name] = value
+
     def _with_value(self, node: fx.Node, value: Any) -> fx.Node:
         self._fake[node] = value
         if isinstance(value, torch.Tensor):
+            what = f"{self.model}: {node.name} of shape {tuple(value.shape)}"
+            check_memory(value.numel() * value.element_size(), what, ModelError)
             node.meta["shape"], node.meta["dtype"] = tuple(value.shape), value.dtype
         return node
 

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
 import onnx
 import torch
-from onnx import helper, numpy_helper
+from onnx import helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 from torch import fx
 
-from dreamquant.errors import ModelError, UnsupportedOperator
-from dreamquant.network.batch import free_batch
+from dreamquant.errors import ModelError, UnsupportedOperator, blamed
+from dreamquant.limits import check_memory
+from dreamquant.network.batch import TRIED, free_batch
 from dreamquant.network.front import take_channels_first
 from dreamquant.network.graph import input_node, record_shapes
+from dreamquant.network.live import check_trial
 from dreamquant.network.onnx_import.builder import OPERATORS, Array, Builder, Known, Op, label
 from dreamquant.network.onnx_import.interface import ImageInput, image_input
 
 ANY_BATCH = 2  # the batch size at which a file of free batch size is imported
 
 LOWEST_OPSET = 11
+_SHAPE_VALUES = 64  # a constant of more elements is no shape, and its values matter to no arithmetic of shapes
+_WIDEST = 8  # bytes of an element
 
 QUANTIZED = {
     "QuantizeLinear",
@@ -54,17 +59,17 @@ def import_onnx(
     shape, batch = given.shape, given.batch or ANY_BATCH
     builder = Builder(name, opset)
     channels, height, width = shape
-    builder.images(given.name, (batch, height, width, channels) if given.layout == "NHWC" else (batch, *shape))
-    _walk(builder, proto.graph)
-    graph = builder.finish([output.name for output in proto.graph.output])
-    try:
+    with blamed(ModelError, f"{name}: cannot be imported"):
+        builder.images(given.name, (batch, height, width, channels) if given.layout == "NHWC" else (batch, *shape))
+        _walk(builder, proto.graph)
+        graph = builder.finish([output.name for output in proto.graph.output])
+    check_trial(graph, max(batch, *TRIED), name)
+    with blamed(ModelError, f"{name}: cannot be run on images {shape}"):
         if given.layout == "NHWC":
             take_channels_first(graph)
+            record_shapes(graph, torch.zeros(batch, *shape))
         input_node(graph.graph).meta["origin"] = given.inner
-        record_shapes(graph, torch.zeros(batch, *shape))
         return graph, given, _freed(graph, shape, batch)
-    except (RuntimeError, IndexError) as error:
-        raise ModelError(f"{name}: cannot be run on images {shape}: {str(error).splitlines()[0]}") from error
 
 
 def _freed(graph: fx.GraphModule, shape: tuple[int, int, int], batch: int) -> int | None:
@@ -86,11 +91,8 @@ def _opset(proto: onnx.ModelProto, name: str) -> int:
 
 
 def _array(tensor: onnx.TensorProto, name: str) -> Array:
-    try:
+    with blamed(ModelError, f"{name}: tensor {tensor.name!r} cannot be read"):
         return numpy_helper.to_array(tensor)
-    except (ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"{name}: tensor {tensor.name!r} cannot be read: {reason}") from error
 
 
 def _is_standard(node: onnx.NodeProto) -> bool:
@@ -135,7 +137,7 @@ def _missing(missing: dict[str, list[str]]) -> Iterator[str]:
 
 def _walk(builder: Builder, graph: onnx.GraphProto) -> None:
     for tensor in graph.initializer:
-        builder.values[tensor.name] = Known(tensor.name, _array(tensor, builder.model))
+        builder.keep(tensor.name, Known(tensor.name, _array(tensor, builder.model)))
     for node in graph.node:
         _add(builder, node)
 
@@ -162,37 +164,40 @@ def _add(builder: Builder, node: onnx.NodeProto) -> None:
         result = _converted(builder, node)
         results = result if isinstance(result, list) else [result]
     for name, value in zip(node.output, results, strict=False):
-        builder.values[name] = value
+        builder.keep(name, value)
         if isinstance(value, fx.Node) and value.op == "call_function":
             value.meta.setdefault("origin", name)
 
 
 def _converted(builder: Builder, node: onnx.NodeProto) -> fx.Node | Known | list[fx.Node | Known]:
-    try:
+    with blamed(ModelError, f"{builder.model}: node {label(node)!r} ({node.op_type}) cannot be imported"):
         return OPERATORS[node.op_type](Op(builder, node))  # type: ignore[no-any-return]
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"{builder.model}: node {label(node)!r} ({node.op_type}) cannot be imported: {reason}") from error
 
 
 def _fold(builder: Builder, node: onnx.NodeProto) -> list[fx.Node | Known]:
     """The outputs of a node whose inputs are all known, from ONNX's reference implementation."""
-    if node.op_type == "Constant" and node.attribute[0].name == "value":
+    if node.op_type == "Constant" and [attribute.name for attribute in node.attribute] == ["value"]:
         return [Known(node.output[0], _array(node.attribute[0].t, builder.model))]
     feeds = {name: builder.values[name].array for name in node.input if name}  # type: ignore[union-attr]
     infos = [_info(name, array) for name, array in feeds.items()]
     outputs = [helper.make_empty_tensor_value_info(name) for name in node.output if name]
     graph = helper.make_graph([node], "constant", infos, outputs)
-    try:
-        with np.errstate(all="ignore"):
-            results = ReferenceEvaluator(graph, opsets={"": builder.opset}).run(None, feeds)
-    except Exception as error:  # the reference implementation has no common base of errors
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UnsupportedOperator(
-            f"{builder.model}: node {label(node)!r} ({node.op_type}) has constant inputs but cannot be computed: {reason}"
-        ) from error
+    what = f"{builder.model}: node {label(node)!r} ({node.op_type})"
+    with blamed(UnsupportedOperator, f"{what} has constant inputs but cannot be computed"), np.errstate(all="ignore"):
+        check_memory(_folded_bytes(graph, feeds, builder.opset), what, ModelError)
+        results = ReferenceEvaluator(graph, opsets={"": builder.opset}).run(None, feeds)
     arrays = iter(results)
     return [Known(name, np.asarray(next(arrays) if name else 0)) for name in node.output]
+
+
+def _folded_bytes(graph: onnx.GraphProto, feeds: dict[str, Array], opset: int) -> int:
+    """What the outputs of one node on constants will take, by ONNX's own arithmetic of shapes; 0 where it tells nothing."""
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    small = [numpy_helper.from_array(array, name) for name, array in feeds.items() if array.size <= _SHAPE_VALUES]
+    proto.graph.initializer.extend(small)
+    told = shape_inference.infer_shapes(proto, data_prop=True)
+    shapes = [entry.type.tensor_type for entry in told.graph.output]
+    return sum(_WIDEST * math.prod(dim.dim_value for dim in shape.shape.dim) for shape in shapes if shape.HasField("shape"))
 
 
 def _info(name: str, array: Array) -> onnx.ValueInfoProto:

@@ -127,9 +127,9 @@ def _described(entry: onnx.ValueInfoProto) -> str:
     if not entry.type.HasField("tensor_type"):
         return f"{entry.name!r}, not a tensor"
     tensor = entry.type.tensor_type
-    dtype = (KINDS | {int(onnx.TensorProto.DOUBLE): "float64"}).get(tensor.elem_type) or onnx.TensorProto.DataType.Name(
-        tensor.elem_type
-    ).lower()
+    known = KINDS | {int(onnx.TensorProto.DOUBLE): "float64"}
+    names = {number: name.lower() for name, number in onnx.TensorProto.DataType.items()}
+    dtype = known.get(tensor.elem_type) or names.get(tensor.elem_type, f"of the unknown type {tensor.elem_type}")
     if not tensor.HasField("shape"):
         return f"{entry.name!r} {dtype} of unknown shape"
     sizes = ", ".join(str(d.dim_value) if d.dim_value > 0 else d.dim_param or "?" for d in tensor.shape.dim)

@@ -10,7 +10,8 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import checker, external_data_helper, inliner, numpy_helper
 
-from dreamquant.errors import ModelError
+from dreamquant.errors import ModelError, blamed
+from dreamquant.onnx_guard import check as check_model
 
 UNKNOWN_RANK = "Field 'shape' of 'type' is required"  # the checker wants what exporters may leave out and runtimes accept
 
@@ -19,7 +20,8 @@ def read(path: Path) -> onnx.ModelProto:
     """The model in the file `path` with its external data and its local functions inlined; raises ModelError."""
     proto = parse(path)
     _load_external_data(proto, path)
-    return inliner.inline_local_functions(proto) if proto.functions else proto
+    with blamed(ModelError, f"{path}: its functions cannot be written out"):
+        return inliner.inline_local_functions(proto) if proto.functions else proto
 
 
 def parse(path: Path) -> onnx.ModelProto:
@@ -36,26 +38,25 @@ def parse(path: Path) -> onnx.ModelProto:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
     except DecodeError as error:
         raise ModelError(f"{path}: is not an ONNX file, or is damaged or cut short") from error
+    check_model(proto, path)
     if not proto.graph.node:
         raise ModelError(f"{path}: holds no ONNX graph; it is not an ONNX file, or is damaged")
     return proto
 
 
 def _load_external_data(proto: onnx.ModelProto, path: Path) -> None:
-    try:
+    with blamed(ModelError, f"{path}: its external data cannot be read"):
         external_data_helper.load_external_data_for_model(proto, str(path.parent))
-    except (OSError, ValueError, checker.ValidationError) as error:
-        raise ModelError(f"{path}: its external data cannot be read: {_first_line(error)}") from error
 
 
 def check(path: Path) -> None:
     """Run ONNX's own checker on the file `path`; raises ModelError with its first line."""
-    try:
-        checker.check_model(str(path))
-    except (checker.ValidationError, ValueError, RuntimeError) as error:
-        if UNKNOWN_RANK in str(error):
-            return
-        raise ModelError(f"{path}: is not a valid ONNX model: {_first_line(error)}") from error
+    with blamed(ModelError, f"{path}: is not a valid ONNX model"):
+        try:
+            checker.check_model(str(path))
+        except checker.ValidationError as error:
+            if UNKNOWN_RANK not in str(error):
+                raise
 
 
 def check_finite(proto: onnx.ModelProto, name: str) -> None:
@@ -63,10 +64,8 @@ def check_finite(proto: onnx.ModelProto, name: str) -> None:
     for tensor in _stored(proto.graph):
         if tensor.data_type != onnx.TensorProto.FLOAT:
             continue
-        try:
+        with blamed(ModelError, f"{name}: tensor {tensor.name!r} cannot be read"):
             array = numpy_helper.to_array(tensor)
-        except ValueError as error:
-            raise ModelError(f"{name}: tensor {tensor.name!r} cannot be read: {_first_line(error)}") from error
         wrong = int((~np.isfinite(array)).sum())
         if wrong and (np.isnan(array).any() or array[np.isfinite(array)].any()):
             raise ModelError(f"{name}: tensor {tensor.name!r} holds {wrong} values that are NaN or infinite")
@@ -77,7 +76,3 @@ def _stored(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     for node in graph.node:
         if node.op_type == "Constant":
             yield from (attribute.t for attribute in node.attribute if attribute.HasField("t"))
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import fx
 
-from dreamquant.network.onnx_import.builder import Op, operator
+from dreamquant.errors import ModelError
+from dreamquant.limits import check_memory
+from dreamquant.network.onnx_import.builder import FLOAT_BYTES, Op, label, operator
 
 aten = torch.ops.aten
 
@@ -23,6 +25,7 @@ SMOOTH = {
     ("cubic", 2): aten.upsample_bicubic2d.vec,
 }
 CENTRES = ("half_pixel", "pytorch_half_pixel", "half_pixel_symmetric")
+_TRIED_PIXELS = 4  # for each pixel: where torch and where ONNX take it from, by row and column
 PLAIN = {"antialias": 0, "exclude_outside": 0, "keep_aspect_ratio_policy": "stretch"}
 
 
@@ -68,6 +71,8 @@ def _sizes(op: Op) -> Sizes:
             after[axis] = math.floor(before[axis] * scales[axis])
     if before[:2] != after[:2] or op.rank() not in (3, 4):
         op.refuse(f"it resizes {tuple(before)} to {tuple(after)}; only the last one or two dimensions of images are known")
+    needed = FLOAT_BYTES * (math.prod(after) + _TRIED_PIXELS * math.prod(after[2:]))
+    check_memory(needed, f"{op.builder.model}: node {label(op.node)!r} (Resize) to {tuple(after)}", ModelError)
     return Sizes(before[2:], after[2:], None if 3 in given else scales[2:])
 
 

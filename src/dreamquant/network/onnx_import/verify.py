@@ -13,6 +13,7 @@ from dreamquant.errors import ModelError
 from dreamquant.network.batch import difference, noise
 from dreamquant.network.front import as_fed
 from dreamquant.network.onnx_import.interface import ImageInput
+from dreamquant.runtime import session_options
 
 TOLERANCE = 1e-3  # of 1 + the largest output: two float32 runtimes differ by 1e-6 a layer, a wrong attribute by much more
 
@@ -38,9 +39,8 @@ def verify(graph: fx.GraphModule, model: Path | bytes, path: str, given: ImageIn
 
 
 def _run(model: Path | bytes, path: str, images: Tensor) -> list[Tensor]:
-    options = onnxruntime.SessionOptions()
+    options = session_options()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
     try:
         given = model if isinstance(model, bytes) else str(model)
         session = onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
