@@ -100,11 +100,15 @@ def convert(name: str, value: object, default: object) -> object:
     return value
 
 
-def checked_count(name: str, value: int) -> int:
-    """The number of something that is made or done; `OptionError` for one that no run comes to the end of."""
-    if value > LARGEST_COUNT:
-        raise OptionError(f"{name} is {value:.6g}; it must be at most {LARGEST_COUNT:,}")
-    return value
+def checked_count(name: str, value: SupportsIndex) -> int:
+    """The number of something that is made or done; `OptionError` for no whole number, and one that no run comes to the end of."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise OptionError(f"{name} is {value!r}; it must be a whole number") from None
+    if number > LARGEST_COUNT:
+        raise OptionError(f"{name} is {number:.6g}; it must be at most {LARGEST_COUNT:,}")
+    return number
 
 
 def method_names(family: str) -> list[str]:

@@ -49,11 +49,10 @@ def synthesize(
     has none; `DreamQuantError` when the images are not finite.
     """
     found = find_method("synthesis", method)
-    count, seed = whole("count", count), whole("seed", seed)
+    count, seed = checked_count("count", count), check_seed(seed)
     if count < 1:
         raise OptionError(f"count is {count}; at least one image is needed")
     check_images(network, count)
-    seed = check_seed(seed)
     lack = lacking(found, network)
     if lack:
         usable = [name for name in method_names("synthesis") if not lacking(find_method("synthesis", name), network)]
@@ -84,7 +83,7 @@ def check_fed(network: Network) -> None:
 def check_images(network: Network, count: int) -> None:
     """`OptionError` where so many images, and what is kept beside them while they are made, take more memory than the limit."""
     needed = IMAGE_COPIES * count * math.prod(network.input_shape) * FLOAT_BYTES
-    check_memory(needed, f"{checked_count('count', count)} images {network.input_shape}", OptionError)
+    check_memory(needed, f"{count} images {network.input_shape}", OptionError)
 
 
 def lacking(method: Method, network: Network) -> str:
