@@ -23,6 +23,7 @@ from torch import nn
 from dreamquant.allocation import Allocation, LayerDamage, allocate, sensitivities
 from dreamquant.assess.assess import Assessment, assess
 from dreamquant.assess.probes import stages as probe_stages
+from dreamquant.errors import OptionError
 from dreamquant.estimate import expected_seconds
 from dreamquant.export.export import Artifact, check_format, export
 from dreamquant.files import atomic_write, check_output, in_use
@@ -36,8 +37,10 @@ from dreamquant.plain import plain_torch
 from dreamquant.quantization.plan import Bits, Plan
 from dreamquant.quantization.quantize import quantize
 from dreamquant.quantization.student import Student, check_layers
+from dreamquant.real_images import real_images
 from dreamquant.recipe import Recipe, Synthesis, load_recipe, resolve
 from dreamquant.reconstruction import reconstruct
+from dreamquant.samples import joined
 from dreamquant.storage import load_samples, save_samples
 from dreamquant.synthesis import Samples, check_fed, synthesize, widened
 from dreamquant.training import train
@@ -75,6 +78,7 @@ class Result:
             "bytes": self.artifact.size,
             "float_bytes": self.assessment.float_size,
             "size_ratio": self.artifact.size / self.assessment.float_size,
+            "calibration": {"method": self.samples.method, "images": len(self.samples)},
             "input": asdict(self.network.space) | {"sentence": self.network.space.sentence()},
             "verification": asdict(self.artifact.verification),
             "agreement": asdict(self.assessment.agreement),
@@ -124,6 +128,9 @@ def run(
     force: bool = False,
     trust: bool = False,
     outputs: Mapping[str, str] | None = None,
+    images: str | os.PathLike[str] | None = None,
+    mix: bool = False,
+    resize: str = "cover",
     seed: int = 0,
     run_dir: str | os.PathLike[str] | None = None,
     estimate: bool = True,
@@ -132,11 +139,13 @@ def run(
 ) -> Result:
     """Quantize `model` without data into the file `output`, prove the file, and say how far to trust it.
 
-    `input_shape`, `mean`, `std`, `pixels`, `layout`, `channels`, `force`, `trust` and `outputs` are as in `load`. `settings` are
-    `stage.option=value`. With `run_dir`, samples and reconstructed units are kept there and a run with the same recipe and seed
-    goes on from them. With `estimate`, the loss of accuracy is told from the answers on more images. `announce` hears, before
-    the work begins, what will be done, why, and how long it may take. Raises a `DreamQuantError` for whatever cannot be done;
-    `output` is then as it was.
+    `input_shape`, `mean`, `std`, `pixels`, `layout`, `channels`, `force`, `trust` and `outputs` are as in `load`. `settings`
+    are `stage.option=value`. Where there are `images` that may be used, a folder, .zip or .npz, they calibrate in place of the
+    recipe's, or with `mix` beside them, and some of them are held out to measure on; `resize` is as in
+    `LabelledImages.batches`. With `run_dir`, samples and reconstructed units are kept there and a run with the same recipe and
+    seed goes on from them. With `estimate`, the loss of accuracy is told from the answers on more images. `announce` hears,
+    before the work begins, what will be done, why, and how long it may take. Raises a `DreamQuantError` for whatever cannot be
+    done; `output` is then as it was.
     """
     path, seed = Path(output), check_seed(seed)
     _check_output(model, path)
@@ -159,7 +168,10 @@ def run(
     whole = chosen.quantization.resolved()
     check_layers(network, whole)
     stage = chosen.synthesis
-    asked = probe_stages(stage.method) if estimate and knows_classes(network) else {}
+    if mix and images is None:
+        raise OptionError("mix is set, and there are no images to mix synthetic ones with: give images")
+    given = None if images is None else real_images(network, images, resize=resize, seed=seed)
+    asked = probe_stages(stage.method) if estimate and given is None and knows_classes(network) else {}
     if announce is not None:
         announce(f"{network.source.text}: {network.space.sentence()}")
         for answer in network.outputs:
@@ -167,9 +179,11 @@ def run(
         announce(_intention(chosen, expected_seconds(network, chosen, asked.values())))
     clock = _Clock()
     dreamer = _Dreamer(network, run_dir, progress)
-    samples = dreamer.calibration(stage, seed)
+    samples = dreamer.calibration(stage, seed) if given is None or mix else given[0]
+    samples = samples if given is None or not mix else joined(given[0], samples)
     clock.lap("synthesis")
-    held_out = dreamer("held-out", stage.method, stage.held_out, (seed + 1) % SEEDS, stage.options)
+    dreams = (stage.held_out, (seed + 1) % SEEDS, stage.options)
+    held_out = given[1] if given is not None else dreamer("held-out", stage.method, *dreams)
     clock.lap("held_out_synthesis")
     allocation = allocate(
         network,
@@ -206,7 +220,7 @@ def run(
         )
     clock.lap("training")
     _check_run_folder(run_dir)
-    artifact = export(student, path, samples, metadata=_metadata(chosen, seed))
+    artifact = export(student, path, samples, metadata=_metadata(chosen, seed, samples))
     clock.lap("export")
     probes = [dreamer(what, method, count, (seed + 2) % SEEDS, options) for what, (method, count, options) in asked.items()]
     clock.lap("probe_synthesis")
@@ -316,8 +330,9 @@ class _Dreamer:
         return samples
 
 
-def _metadata(recipe: Recipe, seed: int) -> dict[str, str]:
+def _metadata(recipe: Recipe, seed: int, samples: Samples) -> dict[str, str]:
     made = {
+        "calibration": {"method": samples.method, "images": len(samples)},
         "recipe": recipe.model_dump(exclude_none=True, exclude={"published"}),
         "seed": seed,
         "threads": torch.get_num_threads(),

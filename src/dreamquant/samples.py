@@ -49,6 +49,13 @@ class Samples:
             raise DataError("samples have values that are NaN or infinite")
 
 
+def joined(one: Samples, other: Samples) -> Samples:
+    """Two sets of images as one, which has labels where both have."""
+    labels = None if one.labels is None or other.labels is None else torch.cat([one.labels, other.labels])
+    method = f"{one.method} and {other.method}"
+    return Samples(torch.cat([one.images, other.images]), labels, method, one.seed, {**other.options, **one.options})
+
+
 def in_order(tensor: Tensor) -> Tensor:
     """The tensor, its elements in memory in the order that they are counted in."""
     plain = torch.empty(tensor.shape, device="meta").stride()

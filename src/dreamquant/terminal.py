@@ -81,7 +81,7 @@ def print_result(result: Result, report: Path | None = None) -> None:
     agreement = assessment.agreement
     for place, (output, told) in enumerate(zip(result.network.outputs, agreement.outputs, strict=True)):
         table.add_row("answers" if place == 0 else "", str(output))
-        table.add_row("agreement" if place == 0 else "", f"{told.text}, on {agreement.samples} held-out dreams")
+        table.add_row("agreement" if place == 0 else "", f"{told.text}, on {agreement.samples} held-out images")
     if assessment.trust is not None:
         trust = assessment.trust
         table.add_row(
@@ -113,7 +113,9 @@ def print_result(result: Result, report: Path | None = None) -> None:
     stage = chosen.synthesis
     widened = f", widened to {stage.images}" if stage.widen else ""
     seconds = result.seconds["synthesis"]
-    table.add_row("dreamt by", f"{stage.method}, {stage.count} images{widened}, {seconds:.1f} s, seed {result.seed}")
+    made = result.samples.method
+    by = f"{stage.method}, {stage.count} images{widened}" if made == stage.method else f"{made}, {len(result.samples)} in all"
+    table.add_row("calibrated on", f"{by}, {seconds:.1f} s, seed {result.seed}")
     if report is not None:
         table.add_row("report", str(report))
     screen.print(table)

@@ -35,6 +35,10 @@ Pixels = Annotated[
 Layout = Annotated[str | None, typer.Option(help="how the model takes images: nchw or nhwc")]
 Channels = Annotated[str | None, typer.Option(help="what the channels are: rgb, bgr, gray or other")]
 Force = Annotated[bool, typer.Option("--force", help="go on with an input space that the model's own statistics contradict")]
+Resize = Annotated[
+    str,
+    typer.Option(help="how real images come to the model's size: cover, letterbox, stretch, or a shorter side to cut from, 256"),
+]
 Trust = Annotated[bool, typer.Option("--trust-model", help="MODEL is a .pt2 of one's own: code that it holds may run")]
 Outputs = Annotated[
     list[str] | None,
@@ -115,10 +119,12 @@ def parse_outputs(texts: Iterable[str] | None) -> dict[str, str]:
     return found
 
 
-def load_images(data: Path | None, labels: Path | None, label_column: str, *, required: bool = True) -> LabelledImages | None:
+def load_images(
+    data: Path | None, labels: Path | None, label_column: str, resize: str, *, required: bool = True
+) -> LabelledImages | None:
     """The images of `--data`, as `load_labelled` reads them; None where there is no such option."""
     if data is not None:
-        return load_labelled(data, labels=labels, label_column=label_column, required=required)
+        return load_labelled(data, labels=labels, label_column=label_column, required=required, resize=resize)
     if labels is not None:
         raise OptionError(f"{labels} are labels of images, and there are none: give --data")
     return None

@@ -19,6 +19,7 @@ from dreamquant.cli.arguments import (
     Outputs,
     Pixels,
     Quiet,
+    Resize,
     Seed,
     Shape,
     Std,
@@ -52,6 +53,11 @@ def quantize(
     force: Force = False,
     trust_model: Trust = False,
     outputs: Outputs = None,
+    images: Annotated[
+        Path | None, typer.Option(help="images that may be used, a folder, .zip or .npz: calibrate on them, some are held out")
+    ] = None,
+    mix: Annotated[bool, typer.Option("--mix", help="calibrate on synthetic images too, beside those of --images")] = False,
+    resize: Resize = "cover",
     budget: Annotated[str, typer.Option(help="quick, standard or paper")] = "standard",
     keep_float: Annotated[list[str] | None, typer.Option(help="a layer to leave in float (names: `inspect`)")] = None,
     bits_for: Annotated[
@@ -87,6 +93,9 @@ def quantize(
             **input_options(input_shape, mean, std, pixels, layout, channels, outputs),
             force=force,
             trust=trust_model,
+            images=images,
+            mix=mix,
+            resize=resize,
             seed=seed,
             run_dir=run_dir,
             estimate=estimate,

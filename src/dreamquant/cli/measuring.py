@@ -27,6 +27,7 @@ from dreamquant.cli.arguments import (
     Outputs,
     Pixels,
     Quiet,
+    Resize,
     Shape,
     Std,
     Trust,
@@ -47,6 +48,7 @@ def evaluate(
     ],
     labels: Labels = None,
     label_column: LabelColumn = "label",
+    resize: Resize = "cover",
     input_shape: Shape = None,
     mean: Mean = None,
     std: Std = None,
@@ -60,7 +62,7 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Accuracy of MODEL on labelled images; an ONNX file, quantized or not, is run in ONNX Runtime as it is."""
-    images = load_labelled(data, labels=labels, label_column=label_column)
+    images = load_labelled(data, labels=labels, label_column=label_column, resize=resize)
     subject = runnable(model, **input_options(input_shape, mean, std, pixels, layout, channels), force=force, trust=trust_model)
     with progress_bars(quiet or as_json) as progress:
         found = evaluate_run(
@@ -86,6 +88,7 @@ def dreams(
     data: Annotated[Path | None, typer.Option(help="real images to compare ranges with, as `evaluate` takes them")] = None,
     labels: Labels = None,
     label_column: LabelColumn = "label",
+    resize: Resize = "cover",
     plan: Annotated[str, typer.Option(help="the plan whose tensors are compared")] = "zeroq",
     input_shape: Shape = None,
     mean: Mean = None,
@@ -100,7 +103,7 @@ def dreams(
 ) -> None:
     """Measure the images in SAMPLES: distance to MODEL's BatchNorms, diversity, classes and, against real images, ranges."""
     chosen, dreamt = load_plan(plan), read_samples(samples)
-    images = load_images(data, labels, label_column)
+    images = load_images(data, labels, label_column, resize)
     network = load(
         model, **input_options(input_shape, mean, std, pixels, layout, channels, outputs), force=force, trust=trust_model
     )
@@ -130,6 +133,7 @@ def compare(
     ] = None,
     labels: Labels = None,
     label_column: LabelColumn = "label",
+    resize: Resize = "cover",
     input_shape: Shape = None,
     mean: Mean = None,
     std: Std = None,
@@ -146,7 +150,7 @@ def compare(
     quiet: Quiet = False,
 ) -> None:
     """Compare two ONNX files in ONNX Runtime: size, layers, latency, every output and, where there are labels, accuracy."""
-    images = load_images(data, labels, label_column, required=False)
+    images = load_images(data, labels, label_column, resize, required=False)
     with progress_bars(quiet or as_json) as progress:
         found = compare_files(
             a,

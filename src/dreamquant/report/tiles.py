@@ -67,12 +67,12 @@ def _agreement(agreement: Agreement) -> Tile:
     if agreement.kind == CLASSES:
         low, high = possible(agreement)
         notes: tuple[str, ...] = (
-            f"of {agreement.samples} held-out dreams have the float network's top class",
+            f"of {agreement.samples} held-out images have the float network's top class",
             f"so few leave {percent(low)} to {percent(high)} possible",
             f"divergence {number(agreement.kl)}{STAY}nats",
         )
     else:
-        notes = (f"{agreement.unit}, on {agreement.samples} held-out dreams", f"distance {number(agreement.kl)}")
+        notes = (f"{agreement.unit}, on {agreement.samples} held-out images", f"distance {number(agreement.kl)}")
     if len(agreement.outputs) > 1:
         notes += tuple(f"{output.name} ({output.kind}): {output.text}" for output in agreement.outputs)
     return Tile("Agreement", percent(agreement.top1 / 100), notes=notes)

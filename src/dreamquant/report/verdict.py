@@ -79,7 +79,7 @@ def _of_trust(trust: Trust) -> tuple[str, str]:
 
 def _of_agreement(agreement: Agreement) -> tuple[str, str]:
     if agreement.top1 == 100 and agreement.kind != VALUES:
-        found = f"The file gives the float network's answer on all {agreement.samples} held-out dreams"
+        found = f"The file gives the float network's answer on all {agreement.samples} held-out images"
         return OPEN, f"{found}; what accuracy it has is not estimated."
     found = _another(agreement)
     if agreement.top1 < NEAR and not sure(agreement):
@@ -93,7 +93,7 @@ def _of_agreement(agreement: Agreement) -> tuple[str, str]:
 
 def _another(agreement: Agreement) -> str:
     """How far the answers are the float network's, by the kind of the main output."""
-    differ, dreams = percent(1 - agreement.top1 / 100), f"{agreement.samples} held-out dreams"
+    differ, dreams = percent(1 - agreement.top1 / 100), f"{agreement.samples} held-out images"
     if agreement.kind == VALUES:
         return f"its errors are {differ} of what the float network's answers to {dreams} differ by"
     if agreement.kind == FEATURES:
