@@ -25,7 +25,7 @@ from dreamquant.samples import Samples, in_order
 from dreamquant.synthesis import synthesize
 
 SHAPE = (3, 8, 7)
-STEPS = ["synthesis.count=6", "synthesis.held_out=3", "synthesis.steps=2"]
+STEPS = ["synthesis.method=rsd", "synthesis.count=6", "synthesis.held_out=3", "synthesis.steps=2"]
 RECONSTRUCTION = ["reconstruction.method=qdrop", "reconstruction.steps=3", "reconstruction.batch=4"]
 TRAINING = ["epochs=3", "iterations=2", "batch=4", "warm_up=1", "range_epochs=1", "width=8"]
 SETTINGS = [*STEPS, *RECONSTRUCTION, *(f"training.{one}" for one in TRAINING)]
@@ -45,7 +45,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def small(fill: Callable[..., nn.Module]) -> nn.Module:
-    layers = [nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6), nn.ReLU()]
+    layers = [nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.BatchNorm2d(6), nn.ReLU()]
     return fill(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)), SHAPE)
 
 
@@ -75,19 +75,18 @@ def stopping(at: int) -> Callable[..., None]:
 
 
 @pytest.mark.usefixtures("channels_last")
-def test_a_run_that_was_stopped_ends_with_the_same_bits(small: nn.Module, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("recipe", "stage", "step"), [("rsd", "reconstructing", 4), ("dsg_qat", "training", 4)])
+def test_a_run_that_was_stopped_ends_with_the_same_bits(
+    recipe: str, stage: str, step: int, small: nn.Module, tmp_path: Path
+) -> None:
     stages: list[str] = []
-    whole = quantized(small, tmp_path / "whole.onnx", None, progress=lambda stage, *_: stages.append(stage))
-    names = list(dict.fromkeys(stages))
-    assert {"reconstructing", "training"} < set(names)
-    last = {name: len(stages) - stages[::-1].index(name) for name in names}
-    for moment in (stages.index("reconstructing") + 4, last["reconstructing"], stages.index("training") + 4):
-        output, folder = tmp_path / "out.onnx", tmp_path / f"run-{moment}"
-        with pytest.raises(Stopped):
-            quantized(small, output, folder, progress=stopping(moment))
-        assert not output.exists()
-        assert quantized(small, output, folder) == whole, f"stopped at {moment} of {len(stages)}, {stages[moment - 1]}"
-        output.unlink()
+    settings = {"recipe": recipe, "settings": SETTINGS if recipe == "dsg_qat" else [*STEPS, *RECONSTRUCTION]}
+    whole = quantized(small, tmp_path / "whole.onnx", None, progress=lambda stage, *_: stages.append(stage), **settings)
+    output, folder = tmp_path / "out.onnx", tmp_path / "run"
+    with pytest.raises(Stopped):
+        quantized(small, output, folder, progress=stopping(stages.index(stage) + step), **settings)
+    assert not output.exists()
+    assert quantized(small, output, folder, **settings) == whole
 
 
 @pytest.mark.usefixtures("channels_last")
@@ -205,7 +204,7 @@ def test_other_things_are_no_seeds(seed: Any, residual: Network, small: nn.Modul
 
 
 def test_numpy_seeds_and_the_last_one_give_a_file(small: nn.Module, tmp_path: Path) -> None:
-    few = {"recipe": "noise", "bits": "W8A8", "settings": STEPS[:2]}
+    few = {"recipe": "noise", "bits": "W8A8", "settings": STEPS[1:3]}
     assert quantized(small, tmp_path / "a.onnx", None, seed=np.int64(0), **few) == quantized(
         small, tmp_path / "b.onnx", None, **few
     )

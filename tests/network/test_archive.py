@@ -252,6 +252,10 @@ def name_of_a_weight(fields: Any, mark: Path) -> None:
     fields.update(rename(fields, "head.bias", f'head.bias") or {python(mark)} or getattr(self, "x'))
 
 
+def class_of_a_module(fields: Any, mark: Path) -> None:
+    fields.update(rename(fields, "head.bias", "__class__.forward"))
+
+
 def guard(fields: Any, mark: Path) -> None:
     fields["guards_code"] = [python(mark)]
 
@@ -293,6 +297,7 @@ ALSO = {
     "extension": on_program(call("#x:y")),
     "function as an argument": on_program(function_as_argument),
     "name of a weight": on_program(name_of_a_weight),
+    "class of a module": on_program(class_of_a_module),
     "compiled kernel": on_program(call("torch.ops.higher_order.triton_kernel_wrapper_functional")),
 }
 
@@ -357,6 +362,17 @@ def test_an_honest_file_that_is_pickled_needs_trust(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="example inputs are not tensors alone.*--trust-model"):
         load(tmp_path / "own.pt2")
     assert load(tmp_path / "own.pt2", trust=True).input_shape == SHAPE
+
+
+def test_the_command_line(tmp_path: Path, command: Callable[..., Any]) -> None:
+    program = export(Small())
+    program._example_inputs = ((torch.zeros(2, *SHAPE).as_subclass(Photographs),), {})
+    torch.export.save(program, tmp_path / "own.pt2")
+    refused = command("inspect", tmp_path / "own.pt2")
+    assert refused.status == 2
+    assert refused.err.count("\n") == 1
+    assert "--trust-model" in refused.err
+    assert command("inspect", tmp_path / "own.pt2", "--trust-model").status == 0
 
 
 # ---- containers, sizes and fields that are not what they seem

@@ -37,7 +37,7 @@ _DOTTED = re.compile(r"[\w\- .]*")  # nothing that would end a text in Python
 
 
 def dotted(text: str, place: str) -> str:
-    if not _DOTTED.fullmatch(text):
+    if not _DOTTED.fullmatch(text) or any(part.startswith("__") for part in text.split(".")):
         raise Refused(f"{place} is {shown(text)}, which is no name")
     return text
 
