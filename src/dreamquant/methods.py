@@ -101,7 +101,7 @@ def convert(name: str, value: object, default: object) -> object:
 
 
 def checked_count(name: str, value: SupportsIndex) -> int:
-    """The number of something that is made or done; `OptionError` for no whole number, and one that no run comes to the end of."""
+    """The number of what is made or done; `OptionError` for no whole number, and one that no run comes to the end of."""
     try:
         number = operator.index(value)
     except TypeError:

@@ -34,10 +34,8 @@ def real_images(
     order = torch.randperm(len(given), generator=torch.Generator().manual_seed(seed))
     held_out = max(1, min(len(given) // SHARE, most_held_out))
     options = {"path": str(place), "resize": resize}
-    calibration, rest = (
-        Samples(given[chosen], method="images", seed=seed, options=options)
-        for chosen in order.split([len(given) - held_out, held_out])
-    )
+    chosen = order[held_out:], order[:held_out]
+    calibration, rest = (Samples(given[indices], method="images", seed=seed, options=options) for indices in chosen)
     return calibration, rest
 
 

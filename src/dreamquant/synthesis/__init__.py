@@ -8,7 +8,6 @@ BatchNorm statistics says so (`NEEDS_BATCHNORM = True`) and is refused, with a s
 from __future__ import annotations
 
 import math
-import operator
 from dataclasses import replace
 from typing import Any
 
