@@ -1,12 +1,12 @@
-"""What becomes of a network whose input space is stated rightly, wrongly, or not at all: inferred, refused, or quantized, and how well.
+"""What becomes of a network whose input space is stated rightly, wrongly or not at all: refused, or quantized, and how well.
 
     python -m benchmarks.input_spaces --data DATA [--only TEXT ...]
     python -m benchmarks.input_spaces --table
 
-Every network of the data folder, with its BatchNorms and with these folded, is quantized to W8A8 by the default recipe under each
-statement; the file is measured on images that are fed as they must be. A cell is wrong in silence where the file has lost more than
-the file of the right statement and a tolerance, and nothing was refused or said to be contradicted. A case that has its row in
-`benchmarks/results/input_spaces.jsonl` is not run again.
+Every network of the data folder, with its BatchNorms and with these folded, is quantized to W8A8 by the default recipe under
+each statement; the file is measured on images that are fed as they must be. A cell is wrong in silence where the file has lost
+more than the file of the right statement and a tolerance, and nothing was refused or said to be contradicted. A case that has
+its row in `benchmarks/results/input_spaces.jsonl` is not run again.
 """
 
 from __future__ import annotations

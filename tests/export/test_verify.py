@@ -13,6 +13,7 @@ import torch
 from onnx import numpy_helper
 
 from dreamquant.errors import ModelError, VerificationError
+from dreamquant.export.following import furthest
 from dreamquant.export.qdq import Stored, to_onnx
 from dreamquant.export.verify import _kept, verify
 from dreamquant.network.graph import Network, output_nodes
@@ -128,3 +129,15 @@ def test_classes_of_equal_scores_share_their_rank() -> None:
     actual = torch.tensor([[2.0, 2.0000005, 0.0], [2.0, 2.00002, 0.0], [2.0, 1.0, 0.0]])
     assert _kept(expected, actual).tolist() == [True, False, True]
     assert _kept(expected.unsqueeze(-1), actual.unsqueeze(-1)).shape == (3, 1)
+
+
+@pytest.mark.parametrize("kind", [torch.bool, torch.int64, torch.float32])
+@pytest.mark.parametrize("shape", [(3,), (3, 2), (3, 2, 4, 5)])
+def test_outputs_of_any_kind_have_a_rank(kind: torch.dtype, shape: tuple[int, ...]) -> None:
+    values = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 9).to(kind)
+    assert _kept(values, values).all()
+
+
+def test_nothing_is_at_no_distance() -> None:
+    assert furthest(torch.zeros(0, 3), torch.zeros(0, 3)) == 0
+    assert furthest(torch.tensor([torch.inf, 1.0]), torch.tensor([torch.inf, 3.0])) == 2

@@ -24,9 +24,10 @@ from dreamquant.network.scores import float_answers
 from dreamquant.quantization.codebook import Codebook
 from dreamquant.quantization.grid import FakeQuantize, Grid
 from dreamquant.quantization.plan import Plan, change_plan, load_plan, parse_bits
-from dreamquant.quantization.quantize import CHUNK, quantize
+from dreamquant.quantization.quantize import quantize
 from dreamquant.quantization.sites import is_passthrough, weighted_nodes
 from dreamquant.quantization.student import Student, prepare, quantizer_nodes
+from dreamquant.quantization.walk import CHUNK
 from dreamquant.samples import Samples
 
 Callback = Callable[[int, int], None]  # (steps done, steps in all)

@@ -98,13 +98,19 @@ class Allowance:
 
 
 def _allowed(single: Tensor, double: Tensor, largest: float) -> float:
-    return ORDERS * (distance(single, double).max().item() + EPSILON * largest)
+    return ORDERS * (furthest(single, double) + EPSILON * largest)
 
 
 def distance(one: Tensor, other: Tensor) -> Tensor:
     """The absolute difference, value by value, in double precision; 0 between infinities of one sign."""
     one, other = one.double(), other.double()
     return torch.where(one == other, 0.0, (one - other).abs())
+
+
+def furthest(one: Tensor, other: Tensor) -> float:
+    """The largest of these differences."""
+    off = distance(one, other)
+    return off.max().item() if off.numel() else 0.0
 
 
 def biases_rounded(graph: fx.GraphModule, grids: Mapping[fx.Node, Grid]) -> dict[fx.Node, float]:

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from dreamquant.network.graph import is_input, tensor_of
 from dreamquant.quantization.grid import FakeQuantize
 
+CHUNK = 32  # images run at once
 KEPT = "float"  # in the meta of a `get_attr`: the buffer that holds what the float network has there
 
 Chunks = list[Tensor]  # a tensor's values on all samples, in pieces
@@ -38,7 +39,7 @@ def walk(
     graph: fx.GraphModule,
     images: Tensor,
     *,
-    chunk: int = 32,
+    chunk: int = CHUNK,
     before: Before | None = None,
     after: After | None = None,
     pieces: Mapping[fx.Node, P] | None = None,

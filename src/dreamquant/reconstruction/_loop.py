@@ -18,9 +18,9 @@ from dreamquant.errors import OptionError, unknown
 from dreamquant.network.edit import set_tensor
 from dreamquant.network.fingerprint import fingerprint
 from dreamquant.network.graph import digest, tensor_of, whole_batches
+from dreamquant.quantization.biases import restore_biases, settle_biases
 from dreamquant.quantization.grid import FakeQuantize, Grid
 from dreamquant.quantization.plan import LARGEST_BITS
-from dreamquant.quantization.quantize import restore_biases, settle_biases
 from dreamquant.quantization.student import Student, quantizer_nodes
 from dreamquant.quantization.walk import Chunks, keep_float, quantizer_of, walk
 from dreamquant.reconstruction._learned import LearnedStep, SoftRounding, mixed

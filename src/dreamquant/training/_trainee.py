@@ -14,12 +14,13 @@ from torch import Tensor, fx, nn
 from dreamquant.network.edit import set_tensor
 from dreamquant.network.graph import aten, run_batched, tensor_of
 from dreamquant.network.operators import WEIGHTED, is_call
+from dreamquant.quantization.biases import LARGEST_BIAS, rebase_biases
 from dreamquant.quantization.codebook import Codebook
 from dreamquant.quantization.grid import Grid, grid_of_range
 from dreamquant.quantization.plan import LARGEST_BITS
-from dreamquant.quantization.quantize import LARGEST_BIAS, is_depthwise, rebase_biases, saturation_free_scale
 from dreamquant.quantization.student import Student, quantizer_nodes
 from dreamquant.quantization.walk import keep_float, quantizer_of
+from dreamquant.quantization.weights import is_depthwise, saturation_free_scale
 
 MOMENTUM = 0.9  # of the running ranges (GDFQ)
 CHUNK = 64  # images run at once when nothing is learnt
