@@ -9,6 +9,7 @@ from typing import Any
 
 from dreamquant.network.graph import Network
 from dreamquant.network.load import format_numbers
+from dreamquant.network.outputs import STATED
 from dreamquant.recipe import Recipe
 from dreamquant.run import Result
 
@@ -35,6 +36,7 @@ def command_again(result: Result) -> str:
     parts += ["--seed", str(result.seed), "--input-shape", ",".join(map(str, network.input_shape))]
     if network.mean:
         parts += [f"--mean={format_numbers(network.mean)}", f"--std={format_numbers(network.std)}"]
+    parts += [f"--outputs={name}={kind}" for name, kind in _stated(network).items()]
     return on_lines(parts)
 
 
@@ -52,8 +54,15 @@ def _python(network: Network, output: str, seed: int) -> str:
     fields: dict[str, Any] = {"recipe": SAVED, "budget": AS_WRITTEN, "seed": seed, "input_shape": network.input_shape}
     if network.mean:
         fields |= {"mean": network.mean, "std": network.std}
+    if _stated(network):
+        fields["outputs"] = _stated(network)
     options = ", ".join(f"{name}={value!r}" for name, value in fields.items())
     return f"dreamquant.run(model, {output!r}, {options})"
+
+
+def _stated(network: Network) -> dict[str, str]:
+    """The kinds of outputs that were stated."""
+    return {output.name: output.kind for output in network.outputs if output.known == STATED}
 
 
 def _key(name: str) -> str:
