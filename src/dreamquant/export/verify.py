@@ -108,6 +108,8 @@ def _agreement(expected: Tensor, actual: Tensor) -> float:
 
 def _kept(expected: Tensor, actual: Tensor) -> Tensor:
     """Images (and places) whose top class by `expected`, scores along axis 1, is a top class by `actual` too, ties shared."""
+    if expected.dim() < 2:  # one number an image
+        expected, actual = expected.unsqueeze(1), actual.unsqueeze(1)
     theirs = actual.gather(1, expected.argmax(1, keepdim=True)).squeeze(1)
     return theirs >= actual.amax(1) - TIE * actual.abs().amax(1)
 
