@@ -49,7 +49,7 @@ class Output:
     `axis` is that of the images in what the graph returns, None where it does not depend on them; everywhere else answers have
     the images first: `shape` is that of one image's. `kind` is one of `KINDS`, `known` how that is known and `why` says so in
     words. `form` is what its scores are ("logits", "probabilities" that sum to 1, "sigmoid"), "numbers" of values that are whole
-    or yes and no, else empty; `places` the axis of the classes, or of a box's columns, in an answer (N, ...). Of regions, `scores`
+    or yes and no, else empty; `places` the axis of classes, or of a box's columns, in an answer (N, ...). Of regions, `scores`
     are the columns of scores, all others are coordinates, and `objectness` says that the first of them weighs the rest.
     """
 

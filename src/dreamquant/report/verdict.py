@@ -101,9 +101,8 @@ def _another(agreement: Agreement) -> str:
         return f"its embeddings have a mean cosine of {number(agreement.top1 / 100)} with the float network's on {dreams}"
     if agreement.kind == REGIONS:
         return f"it finds other boxes than the float network on {dreams}: F1 {percent(agreement.top1 / 100)}"
-    what = {VALUES: "the numbers of ", MULTILABEL: "the labels of ", DENSE: "the pixels of ", SEQUENCE: "the time steps of "}.get(
-        agreement.kind, ""
-    )
+    parts = {VALUES: "numbers", MULTILABEL: "labels", DENSE: "pixels", SEQUENCE: "time steps"}
+    what = f"the {parts[agreement.kind]} of " if agreement.kind in parts else ""
     return f"it gives another answer than the float network on {differ} of {what}{dreams}"
 
 
