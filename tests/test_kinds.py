@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from dreamquant.errors import OptionError
 from dreamquant.recipe import load_recipe, resolve
+from dreamquant.report.again import command_again
 from dreamquant.report.facts import gather
 from dreamquant.run import Result, run
 
@@ -106,6 +107,7 @@ def test_time_first_stays_time_first_in_the_file(quantized: Callable[..., Result
 def test_an_output_is_stated(quantized: Callable[..., Result]) -> None:
     found = quantized("values", outputs={"output": "features"})
     assert (found.assessment.agreement.kind, found.network.outputs[0].known) == ("features", "stated")
+    assert "outputs={'output': 'features'}" in command_again(found)
 
 
 @pytest.mark.parametrize("method", ["anchored", "dsg", "intraq"])

@@ -17,7 +17,6 @@ from dreamquant.assess.contents import Contents
 from dreamquant.assess.dreams import DreamMeasures
 from dreamquant.assess.evaluate import Evaluation
 from dreamquant.assess.inspection import Inspection
-from dreamquant.assess.paired import OutputError
 from dreamquant.methods import FAMILIES, find_method, method_names
 from dreamquant.recipe import Recipe
 from dreamquant.run import Result
@@ -204,7 +203,7 @@ def print_comparison(found: Comparison) -> None:
         table.add_row(name, one, other)
     screen.print(table)
     screen.print(f"B against A on {found.images}")
-    titles = ("relative L2", "SQNR", "largest", "cosine", "agreement", "KL")
+    titles = ("relative L2", "SQNR", "largest", "cosine", "same", "KL")
     table = Table(Column("output", overflow="fold"), *(Column(title, justify="right") for title in titles))
     for output in found.outputs:
         shape = ", ".join("N" if size is None else str(size) for size in output.shape)
@@ -214,18 +213,15 @@ def print_comparison(found: Comparison) -> None:
             _number(output.sqnr, ".1f", " dB"),
             _number(output.largest, ".3g"),
             _number(output.cosine, ".5f"),
-            _agreement_of(output),
+            _number(output.top1 if output.agreement is None else output.agreement, ".2f", " %"),
             _number(output.kl, ".2e"),
         )
     screen.print(table)
+    for output in found.outputs:
+        if output.unit is not None:
+            screen.print(f"{output.name}: {output.kind}, same is {output.unit}")
     for note in found.notes:
         screen.print(f"note: {note}")
-
-
-def _agreement_of(output: OutputError) -> str:
-    if output.agreement is None:
-        return _number(output.top1, ".2f", " % top-1")
-    return _number(output.agreement, ".2f", f" % {output.unit}")
 
 
 def _number(value: float | None, form: str, unit: str = "") -> str:

@@ -40,6 +40,8 @@ EVERY = [
     (output("dense classes", (5, 3, 2)), draw(4, 5, 3, 2), draw(4, 5, 3, 2, seed=1)),
     (output("dense classes", (1, 3, 2), "sigmoid"), draw(4, 1, 3, 2).sigmoid(), draw(4, 1, 3, 2, seed=1).sigmoid()),
     (output("sequence classes", (6, 5), places=2), draw(4, 6, 5), draw(4, 6, 5, seed=1)),
+    (output("values", (), ""), draw(4), draw(4, seed=1)),
+    (output("classes", (), "sigmoid"), draw(4).sigmoid(), draw(4, seed=1).sigmoid()),
     (output("features", (5,), ""), draw(4, 5), draw(4, 5, seed=1)),
     (output("values", (5,), ""), draw(4, 5), draw(4, 5, seed=1)),
     (REGIONS, draw(4, 6, 7).sigmoid(), draw(4, 6, 7, seed=1).sigmoid()),
@@ -98,6 +100,12 @@ def test_labels_pixels_and_steps_are_counted_one_by_one() -> None:
     assert agreement(output("sequence classes", (4, 3), places=2), steps, other.flatten(2).transpose(1, 2)) == 75.0
 
 
+def test_whole_numbers_are_the_same_or_not() -> None:
+    one, expected, actual = output("values", (4,), "numbers"), torch.tensor([[1, 5, 9, 3]]), torch.tensor([[1, 6, 9, 8]])
+    assert agreement(one, expected, actual) == 50.0
+    assert distance(one, expected, actual, 1.0) == 0.5
+
+
 def test_the_divergence_of_labels_is_summed() -> None:
     expected, actual = torch.full((1, 2), 0.75), torch.full((1, 2), 0.5)
     wanted = 2 * (0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5))
@@ -117,7 +125,7 @@ def test_maps_of_one_pixel_are_classes() -> None:
 
 
 def test_all_outputs_count_but_those_that_know_of_no_image() -> None:
-    (one, expected, actual), (other, b, c) = EVERY[0], EVERY[8]
+    (one, expected, actual), (other, b, c) = EVERY[0], EVERY[10]
     constant = Output("priors", "values", "graph", "", None, (5,))
     both = distances([one, other, constant], [expected, b, b], [actual, c, c])
     assert both == pytest.approx(distances([one], [expected], [actual]) + distances([other], [b], [c]))

@@ -100,7 +100,7 @@ def found(ends: Callable[[Ends, Tensor], object], *, width: int = 10, compete: b
         (boxes, 10, False, "regions", "graph", "sigmoid"),
         (lambda net, x: boxes(net, x).transpose(1, 2), 10, False, "regions", "graph", "sigmoid"),
         (lambda net, x: boxes(net, x, 2), 10, False, "values", "shape", ""),
-        (lambda net, x: net.pooled(x).argmax(1), 10, True, "values", "graph", ""),
+        (lambda net, x: net.pooled(x).argmax(1), 10, True, "values", "graph", "numbers"),
     ],
 )
 def test_kinds_are_found(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, fx
 
-from dreamquant.network.answers import UNITS, distance, is_exclusive, relative_error, spreads
+from dreamquant.network.answers import UNITS, distance, is_exclusive, relative_error, spreads, unit
 from dreamquant.network.answers import agreement as agree
 from dreamquant.network.graph import whole_batches
 from dreamquant.network.operators import PRODUCTS, WEIGHTED, is_call
@@ -62,7 +62,8 @@ class OutputAgreement:
             return f"mean cosine {self.agreement / 100:.5f} with the float network's"
         if self.kind == REGIONS:
             return f"F1 {self.agreement:.1f} % of boxes against the float network's, distance {self.distance:.4f}"
-        return f"{self.agreement:.1f} % {self.unit} with the float network, KL {self.distance:.4f}"
+        far = "" if self.kind == VALUES else f", KL {self.distance:.4f}"
+        return f"{self.agreement:.1f} % {self.unit} with the float network{far}"
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,11 @@ def _of_output(output: Output, expected: Tensor, actual: Tensor, variance: float
         kind=output.kind,
         known=output.known,
         why=output.why,
-        unit=UNITS[output.kind],
+        unit=unit(output),
         agreement=agree(output, expected, actual),
         distance=distance(output, expected, actual, variance),
         counted=counted,
-        relative_error=relative_error(expected, actual) if output.kind == VALUES else None,
+        relative_error=relative_error(expected, actual) if output.kind == VALUES and output.form != "numbers" else None,
     )
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dreamquant.assess.evaluate import class_scores, is_per_class, label_ranks
 from dreamquant.errors import ModelError
-from dreamquant.network.answers import UNITS, agreement, divergence
+from dreamquant.network.answers import agreement, divergence, unit
 from dreamquant.network.outputs import CLASSES, FEW, VALUES, Output
 
 _LEAST = 1e-7  # of a class's probability: what a float32 softmax still tells from nothing
@@ -141,7 +141,7 @@ class Tally:
             cosine=max(-1.0, min(1.0, self.dot / signal / other)) if signal and other else None,
             kind=None if self.output is None else self.output.kind,
             agreement=self.agreed / self.counted if self.counted else None,
-            unit=UNITS[self.output.kind] if self.output is not None and self.counted else None,
+            unit=unit(self.output) if self.output is not None and self.counted else None,
             top1=100 * self.same / self.scored if self.scored else None,
             kl=self.kl / self.scored if self.scored else None,
         )

@@ -77,7 +77,7 @@ def spread(output: Output, expected: Tensor) -> float:
 def loss(output: Output, expected: Tensor, actual: Tensor, variance: float) -> Tensor:
     """The distance of `actual` answers from `expected` ones, averaged over images, as a tensor with a gradient."""
     if output.kind == FEATURES:
-        return (1 - F.cosine_similarity(expected.flatten(1), actual.flatten(1))).mean()
+        return (1 - F.cosine_similarity(_rows(expected), _rows(actual))).mean()
     if output.kind == REGIONS:
         one, other = (value.movedim(output.places, -1) for value in (expected, actual))
         columns, sure = coordinates(output), confidence(output, expected)
@@ -109,6 +109,8 @@ def distance(output: Output, expected: Tensor, actual: Tensor, variance: float) 
     """The distance of `actual` answers from `expected` ones, averaged over images; numbers are measured by their `variance`."""
     if output.axis is None:
         return 0.0
+    if output.form == "numbers":
+        return (expected != actual).double().mean().item()
     if output.kind in (CLASSES, SEQUENCE, DENSE) and is_exclusive(output, expected):
         return divergence(logits(output, expected), logits(output, actual), output.places)
     return loss(output, expected.double(), actual.double(), variance).item()
@@ -123,14 +125,21 @@ def is_exclusive(output: Output, value: Tensor) -> bool:
 # ---- what a person counts
 
 
+def unit(output: Output) -> str:
+    """What `agreement` is a percentage of."""
+    return "equal numbers" if output.form == "numbers" else UNITS[output.kind]
+
+
 def agreement(output: Output, expected: Tensor, actual: Tensor) -> float:
-    """Percent of `UNITS[output.kind]`: how far `actual` answers are the `expected` ones."""
+    """Percent of `unit`: how far `actual` answers are the `expected` ones."""
     if is_exclusive(output, expected):
         return top1_agreement(expected, actual, output.places)
     if output.kind == FEATURES:
-        return 100.0 * F.cosine_similarity(expected.double().flatten(1), actual.double().flatten(1)).mean().item()
+        return 100.0 * F.cosine_similarity(_rows(expected.double()), _rows(actual.double())).mean().item()
     if output.kind == REGIONS:
         return 100.0 * box_agreement(output, expected, actual)
+    if output.form == "numbers":
+        return 100.0 * (expected == actual).double().mean().item()
     if output.kind == VALUES:
         return 100.0 * max(0.0, 1 - relative_error(expected, actual))
     border = 0.5 if output.form == "sigmoid" else 0.0
@@ -163,18 +172,22 @@ def margins(output: Output, value: Tensor, variance: float, seed: int) -> Tensor
         best, second = logits(output, value).topk(2, dim=output.places).values.unbind(output.places)
         flat = (best - second).flatten(1)
     elif output.kind == FEATURES:
-        flat = F.normalize(value.flatten(1), dim=1) * value[0].numel() ** 0.5
+        flat = F.normalize(_rows(value), dim=1) * value[0].numel() ** 0.5
     elif output.kind == REGIONS:
         rows, columns = value.movedim(output.places, -1), coordinates(output)
         sure = confidence(output, value).detach()
         apart = rows[..., columns] / variance**0.5 * (sure / sure.mean(1, keepdim=True).clamp(min=1e-12)).sqrt().unsqueeze(-1)
         flat = torch.cat([apart.flatten(1), logits(output, rows[..., list(output.scores)]).flatten(1)], 1)
     else:
-        flat = value.flatten(1) / variance**0.5 if output.kind == VALUES else logits(output, value).flatten(1)
+        flat = _rows(value) / variance**0.5 if output.kind == VALUES else _rows(logits(output, value))
     generator = torch.Generator().manual_seed(seed)
     signs = torch.randint(0, 2, (flat.shape[1], LOOKS), generator=generator).to(flat.dtype) * 2 - 1
     looked: Tensor = flat @ signs / flat.shape[1] ** 0.5
     return looked
+
+
+def _rows(value: Tensor) -> Tensor:
+    return value.reshape(len(value), -1)
 
 
 def _numbers(output: Output, value: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from dreamquant.network.graph import Network
 
 def fingerprint(network: Network) -> str:
     """A hash of the graph (each node, what it calls and on what), of every stored tensor, and of the input space."""
-    space = (network.input_shape, network.space, network.batch)
+    space = (network.input_shape, network.space, network.batch, network.outputs)
     found = hashlib.sha256(repr(space).encode())
     for node in network.graph.graph.nodes:
         found.update(f"{node.name} {node.op} {_target(node.target)} {_shown((node.args, node.kwargs))}\n".encode())

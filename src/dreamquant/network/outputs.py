@@ -48,9 +48,9 @@ class Output:
 
     `axis` is that of the images in what the graph returns, None where it does not depend on them; everywhere else answers have
     the images first: `shape` is that of one image's. `kind` is one of `KINDS`, `known` how that is known and `why` says so in
-    words. `form` is what its scores are ("logits", "probabilities" that sum to 1, "sigmoid"), empty for kinds without scores;
-    `places` the axis of the classes, or of a box's columns, in an answer (N, ...). Of regions, `scores` are the columns of
-    scores, all others are coordinates, and `objectness` says that the first of them weighs the rest.
+    words. `form` is what its scores are ("logits", "probabilities" that sum to 1, "sigmoid"), "numbers" of values that are whole
+    or yes and no, else empty; `places` the axis of classes, or of a box's columns, in an answer (N, ...). Of regions, `scores`
+    are the columns of scores, all others are coordinates, and `objectness` says that the first of them weighs the rest.
     """
 
     name: str
@@ -267,7 +267,8 @@ def _inferred(output: Output, answer: _Answer, graph: fx.GraphModule, node: fx.N
     if output.axis is None:
         return replace(output, known=GRAPH, why="the graph: it does not depend on the images")
     if not answer.value.is_floating_point():
-        return replace(output, known=GRAPH, why=f"the graph: they are {str(answer.value.dtype).removeprefix('torch.')}")
+        kept = str(answer.value.dtype).removeprefix("torch.")
+        return replace(output, known=GRAPH, why=f"the graph: its numbers are {kept}, compared as equal or not", form="numbers")
     rank, share = answer.value.dim(), answer.scored.double().mean().item()
     summed = _sums_to_one(answer.value)
     if summed is not None:

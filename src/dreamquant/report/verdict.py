@@ -9,6 +9,7 @@ from dreamquant.assess.assess import Assessment
 from dreamquant.assess.dreams import DreamMeasures
 from dreamquant.assess.latency import Latency
 from dreamquant.assess.trust import Trust
+from dreamquant.network.answers import UNITS
 from dreamquant.network.graph import Network
 from dreamquant.network.outputs import CLASSES, DENSE, FEATURES, MULTILABEL, REGIONS, SEQUENCE, VALUES, class_output
 from dreamquant.network.scores import knows_classes
@@ -94,13 +95,14 @@ def _of_agreement(agreement: Agreement) -> tuple[str, str]:
 def _another(agreement: Agreement) -> str:
     """How far the answers are the float network's, by the kind of the main output."""
     differ, dreams = percent(1 - agreement.top1 / 100), f"{agreement.samples} held-out images"
-    if agreement.kind == VALUES:
+    if agreement.kind == VALUES and agreement.unit == UNITS[VALUES]:
         return f"its errors are {differ} of what the float network's answers to {dreams} differ by"
     if agreement.kind == FEATURES:
         return f"its embeddings have a mean cosine of {number(agreement.top1 / 100)} with the float network's on {dreams}"
     if agreement.kind == REGIONS:
         return f"it finds other boxes than the float network on {dreams}: F1 {percent(agreement.top1 / 100)}"
-    what = {MULTILABEL: "the labels of ", DENSE: "the pixels of ", SEQUENCE: "the time steps of "}.get(agreement.kind, "")
+    parts = {VALUES: "numbers", MULTILABEL: "labels", DENSE: "pixels", SEQUENCE: "time steps"}
+    what = f"the {parts[agreement.kind]} of " if agreement.kind in parts else ""
     return f"it gives another answer than the float network on {differ} of {what}{dreams}"
 
 

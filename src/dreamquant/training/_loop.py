@@ -207,7 +207,7 @@ class _Run:
         """The distances of the other outputs from the teacher's, summed."""
         found = torch.zeros(())
         for place, values in enumerate(zip(self.network.outputs, expected, actual, self.variances, strict=False)):
-            if place != self.place and values[0].axis is not None:
+            if place != self.place and values[0].axis is not None and values[0].form != "numbers":
                 found = found + answer_loss(*values)
         return found
 
