@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+import dreamquant.files
 from dreamquant.errors import OutputError
-from dreamquant.files import atomic_folder, atomic_path, atomic_write, check_output, check_output_folder
+from dreamquant.files import (
+    atomic_folder,
+    atomic_path,
+    atomic_write,
+    check_output,
+    check_output_folder,
+    in_use,
+    make_run_folder,
+    remove_stale,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -252,3 +265,71 @@ def test_impossible_places_for_a_folder(tmp_path: Path) -> None:
         with pytest.raises(OutputError, match=f"^cannot write .*: {reason}"):
             check_output_folder(destination, foreign=lambda _: "notes")
     assert names(tmp_path) == ["file", "full"]
+
+
+# ---- what a dead run leaves
+
+
+KILLED = """
+import sys, time, types
+from pathlib import Path
+package = types.ModuleType("dreamquant")  # without all that the real one imports
+package.__path__ = [sys.argv[2]]
+sys.modules["dreamquant"] = package
+from dreamquant.files import atomic_folder, atomic_path, in_use
+with in_use(Path(sys.argv[1])), atomic_path(Path(sys.argv[1]) / "a.onnx") as file, atomic_folder(Path(sys.argv[1]) / "b") as folder:
+    file.write_bytes(b"half")
+    (folder / "half").write_bytes(b"half")
+    print("now", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_a_live_run_writes_stays_and_what_a_dead_one_left_goes(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, tmp_path, Path(dreamquant.files.__file__).parent], stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "now\n"
+        left = names(tmp_path)
+        assert len(left) == 3
+        with pytest.raises(OutputError, match=f"in use by another run .process {other.pid}"), in_use(tmp_path):
+            pass
+        for look in (remove_stale, make_run_folder, lambda folder: check_output(folder / "c.onnx")):
+            look(tmp_path)
+            assert names(tmp_path) == left
+        other.send_signal(signal.SIGKILL)
+        other.wait()
+    with in_use(tmp_path):  # the dead run's mark counts no more
+        assert names(tmp_path) == [".dreamquant-in-use"]
+    assert names(tmp_path) == []
+
+
+def test_nothing_else_is_swept_up(tmp_path: Path) -> None:
+    kept = [".dreamquant-0123", ".dreamquant-old-0123", "dreamquant-tmp-0123", "model.onnx"]
+    for name in kept:
+        (tmp_path / name).write_bytes(b"mine")
+    (tmp_path / ".dreamquant-tmp-0123").write_bytes(b"nobody's")
+    with atomic_path(tmp_path / "a.onnx") as temporary:
+        remove_stale(tmp_path)
+        assert names(tmp_path) == sorted([*kept, temporary.name])
+
+
+def test_a_run_folder_is_one_run_s_at_a_time(tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    with in_use(folder):
+        with pytest.raises(OutputError, match=f"process {os.getpid()}"), in_use(folder):
+            pass
+        assert folder.is_dir()
+    assert not folder.exists()  # there was nothing in it
+    with in_use(folder):
+        (folder / "result.json").write_bytes(b"{}")
+    assert names(folder) == ["result.json"]
+
+
+def test_where_files_cannot_be_locked_nothing_is_swept_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dreamquant.files._lock", lambda _: None)
+    (tmp_path / ".dreamquant-tmp-0123").write_bytes(b"perhaps another machine's")
+    atomic_write(tmp_path / "a", b"mine")
+    remove_stale(tmp_path)
+    assert names(tmp_path) == [".dreamquant-tmp-0123", "a"]

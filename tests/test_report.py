@@ -25,6 +25,7 @@ from dreamquant.assess.probes import Probe
 from dreamquant.assess.trust import Trust
 from dreamquant.errors import ModelError
 from dreamquant.network.graph import Network, tensor_of
+from dreamquant.network.outputs import CLASSES, STATED, Output
 from dreamquant.quantization.codebook import Codebook
 from dreamquant.quantization.grid import FakeQuantize, Grid
 from dreamquant.quantization.quantize import quantize
@@ -200,7 +201,7 @@ def test_images_that_the_network_is_sure_of_diverge() -> None:
     sure_scores = torch.tensor([[9.0, 0.0], [0.0, 9.0]])
     unsure = sure_scores / 100
     for scores, expected in ((sure_scores, True), (unsure, False)):
-        found = agreement(scores, scores.flip(1))
+        found = agreement([Output("scores", CLASSES, STATED, "", 0, (2,), form="logits")], [scores], [scores.flip(1)])
         assert found.top1 == 0.0
         assert sure(found) is expected
 
@@ -445,7 +446,7 @@ def test_a_network_without_classes_and_colours(tmp_path: Path, fill: Callable[..
     result = on_noise(module, tmp_path / "out.onnx", (2, 8, 8), estimate=True)
     facts = gather(result)
     assert facts.trust is None
-    assert facts.no_trust == "The network's first output is no scores of classes, so that no answer can be right or wrong."
+    assert facts.no_trust == "The network has no output of scores of classes, so that no answer can be right or wrong."
     assert "images of 2 channels are neither grey nor coloured" in facts.about_pictures
     assert not facts.pictures
     assert "classes" not in facts.dreams

@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from dreamquant.errors import DreamQuantError, OptionError, OutputError, VerificationError
+from dreamquant.network.fingerprint import fingerprint
 from dreamquant.network.graph import Network
 from dreamquant.network.load import load
 from dreamquant.recipe import load_recipe, resolve
-from dreamquant.run import Result, fingerprint, run
+from dreamquant.run import Result, run
 
 MODULE = sys.modules["dreamquant.run"]  # the package's `run` is the function
 FEW = ["synthesis.count=6", "synthesis.held_out=4"]

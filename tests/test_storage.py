@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from dreamquant.assess.labelled import load_labelled
 from dreamquant.errors import DataError, OptionError, OutputError
 from dreamquant.network.graph import Network
+from dreamquant.network.input_space import of_pixels
 from dreamquant.samples import Samples
 from dreamquant.storage import contact_sheet, load_samples, read_samples, save_samples, write_samples
 from dreamquant.synthesis import synthesize
@@ -37,7 +38,7 @@ def samples(residual: Network) -> Samples:
 @pytest.fixture
 def normalised(residual: Network) -> Network:
     """A network that tells what its pixels are normalised with."""
-    return replace(residual, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1))
+    return replace(residual, space=of_pixels((0.5, 0.4, 0.3), (0.2, 0.2, 0.1)))
 
 
 def test_samples_come_back_as_they_were(samples: Samples, tmp_path: Path) -> None:
@@ -191,7 +192,7 @@ def test_a_grey_folder_has_grey_images_and_only_the_columns_that_are_known(
     samples: Samples, residual: Network, tmp_path: Path
 ) -> None:
     grey = replace(samples, images=samples.images[:, :1], labels=None, confidence=None)
-    network = replace(residual, input_shape=(1, 11, 9), mean=(0.5,), std=(0.2,))
+    network = replace(residual, input_shape=(1, 11, 9), space=of_pixels((0.5,), (0.2,)))
     write_samples(grey, network, tmp_path / "dreams")
 
     assert (tmp_path / "dreams" / "labels.csv").read_text().splitlines()[0] == "file"

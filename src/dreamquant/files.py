@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dreamquant.errors import OutputError
@@ -15,6 +15,8 @@ from dreamquant.errors import OutputError
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_TEXT = os.strerror(errno.ENOSPC).lower()  # all that a library keeps when it wraps the system's error in its own
 _NOTHING_LEFT = 64 * 1024  # bytes
+_TEMPORARY = ".dreamquant-tmp-"  # begins the name of what is locked for as long as somebody writes it, and is nobody's after that
+_IN_USE = ".dreamquant-in-use"  # locked for as long as a run works in its folder; holds its process id
 
 
 @contextmanager
@@ -26,7 +28,7 @@ def atomic_path(destination: Path) -> Iterator[Path]:
     OutputError when the file cannot be created or put in place, or when the disk fills up inside the block.
     """
     place = _real(destination)
-    temporary = _create_beside(place, destination)
+    temporary, held = _create_beside(place, destination)
     try:
         yield temporary
         _replace(temporary, place, destination)
@@ -36,6 +38,7 @@ def atomic_path(destination: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+        os.close(held)
 
 
 def atomic_write(destination: Path, data: bytes) -> None:
@@ -50,6 +53,44 @@ def make_run_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot make the run folder {folder}: {error.strerror}") from error
+    remove_stale(folder)
+
+
+@contextmanager
+def in_use(folder: Path) -> Iterator[None]:
+    """Keep a run folder, which is made, for one run alone; `OutputError` where another works in it.
+
+    The mark of a run that died counts no more: the system takes its lock away with it.
+    """
+    place, new = folder / _IN_USE, not folder.exists()
+    make_run_folder(folder)
+    try:
+        held = _hold(place)
+        if held is None:
+            owner = place.read_text().strip()
+            raise OutputError(f"the run folder {folder} is in use by another run (process {owner or 'unknown'})")
+        os.ftruncate(held, 0)
+        os.write(held, str(os.getpid()).encode())
+    except OSError as error:
+        raise OutputError(f"cannot write in the run folder {folder}: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        place.unlink(missing_ok=True)
+        os.close(held)
+        if new:
+            with suppress(OSError):  # unless there is something in it
+                folder.rmdir()
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove the temporary files and folders in a folder that writers left there when they died, and no others."""
+    with suppress(OSError):
+        for path in [path for path in folder.iterdir() if path.name.startswith(_TEMPORARY)]:
+            held = _hold(path, make=False, surely=True)
+            if held is not None:
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+                os.close(held)
 
 
 def check_output(destination: Path, *, inputs: Iterable[Path] = (), need_bytes: int = 0) -> None:
@@ -65,7 +106,10 @@ def check_output(destination: Path, *, inputs: Iterable[Path] = (), need_bytes: 
         raise OutputError(f"cannot write {destination}: {error.strerror}") from error
     if reason:
         raise OutputError(f"cannot write {destination}: {reason}")
-    _create_beside(place, destination).unlink()
+    remove_stale(place.parent)
+    temporary, held = _create_beside(place, destination)
+    temporary.unlink()
+    os.close(held)
 
 
 @contextmanager
@@ -77,7 +121,7 @@ def atomic_folder(destination: Path) -> Iterator[Path]:
     it was. Raises OutputError when the folder cannot be created or put in place, or when the disk fills up inside the block.
     """
     place = _real(destination)
-    temporary = _create_folder_beside(place, destination)
+    temporary, held = _create_folder_beside(place, destination)
     try:
         yield temporary
         _replace_folder(temporary, place, destination)
@@ -87,6 +131,7 @@ def atomic_folder(destination: Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        os.close(held)
 
 
 def check_output_folder(destination: Path, *, foreign: Callable[[Path], str]) -> None:
@@ -102,7 +147,10 @@ def check_output_folder(destination: Path, *, foreign: Callable[[Path], str]) ->
         raise OutputError(f"cannot write {destination}: {error.strerror}") from error
     if reason:
         raise OutputError(f"cannot write {destination}: {reason}")
-    _create_folder_beside(place, destination).rmdir()
+    remove_stale(place.parent)
+    temporary, held = _create_folder_beside(place, destination)
+    temporary.rmdir()
+    os.close(held)
 
 
 def _real(path: Path) -> Path:
@@ -156,28 +204,75 @@ def _megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
-def _create_beside(place: Path, destination: Path) -> Path:
-    """A new empty file in `place`'s folder, with the permissions a plain `open` would give it."""
-    temporary = place.with_name(f".dreamquant-{secrets.token_hex(6)}{place.suffix[:32]}")
+def _create_beside(place: Path, destination: Path) -> tuple[Path, int]:
+    """A new empty file in `place`'s folder, with the permissions a plain `open` gives it, and the descriptor that locks it."""
+    temporary = place.with_name(f"{_TEMPORARY}{secrets.token_hex(6)}{place.suffix[:32]}")
     try:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        return temporary, _held(temporary)
     except OSError as error:
         raise OutputError(f"cannot write {destination}: {place.parent}: {error.strerror}") from error
-    return temporary
 
 
-def _create_folder_beside(place: Path, destination: Path) -> Path:
-    """A new empty folder in `place`'s folder."""
-    temporary = place.with_name(f".dreamquant-{secrets.token_hex(6)}")
+def _create_folder_beside(place: Path, destination: Path) -> tuple[Path, int]:
+    """A new empty folder in `place`'s folder, and the descriptor that locks it."""
+    temporary = place.with_name(f"{_TEMPORARY}{secrets.token_hex(6)}")
     try:
         temporary.mkdir()
+        return temporary, _held(temporary)
     except OSError as error:
         raise OutputError(f"cannot write {destination}: {place.parent}: {error.strerror}") from error
-    return temporary
+
+
+def _held(temporary: Path) -> int:
+    held = _hold(temporary, make=False)
+    if held is None:  # somebody who swept up found it before it was locked
+        raise FileNotFoundError(errno.ENOENT, "a temporary file was removed while it was made")
+    return held
+
+
+def _hold(path: Path, *, make: bool = True, surely: bool = False) -> int | None:
+    """A descriptor that locks the file or folder at `path` until it is closed or the process ends; None where another has it.
+
+    Where files cannot be locked it locks nothing, or, `surely`, there is none.
+    """
+    while True:
+        try:
+            kind = os.O_RDONLY if path.is_dir() else os.O_RDWR | (os.O_CREAT if make else 0)
+            descriptor = os.open(path, kind, 0o666)
+        except FileNotFoundError:
+            if make:
+                raise
+            return None
+        locked = _lock(descriptor)
+        if locked is False or (surely and locked is None):
+            os.close(descriptor)
+            return None
+        with suppress(FileNotFoundError):
+            if os.path.samestat(path.stat(), os.fstat(descriptor)):
+                return descriptor
+        os.close(descriptor)  # its last owner has removed it meanwhile
+        if not make:
+            return None
+
+
+def _lock(descriptor: int) -> bool | None:
+    """Lock a file or folder; False where somebody else has, None where the system or the disk knows no locks."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
 
 
 def _replace_folder(temporary: Path, place: Path, destination: Path) -> None:
-    old = place.with_name(f".dreamquant-{secrets.token_hex(6)}")
+    old = place.with_name(f".dreamquant-old-{secrets.token_hex(6)}")  # not swept up: it may be all that is left
     try:
         for path in temporary.iterdir():
             with path.open("rb+") as file:

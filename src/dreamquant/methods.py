@@ -7,16 +7,18 @@ line says what it does, and `PAPER` names where it comes from.
 from __future__ import annotations
 
 import inspect
+import operator
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import Any, SupportsIndex
 
 from dreamquant.errors import OptionError, unknown
 from dreamquant.limits import LARGEST_COUNT
 
+SEEDS = 2**63  # so many: 0 is the first
 BUDGETS = ("quick", "standard", "paper")
 FAMILIES = {
     "synthesis": "dreamquant.synthesis",
@@ -98,11 +100,15 @@ def convert(name: str, value: object, default: object) -> object:
     return value
 
 
-def checked_count(name: str, value: int) -> int:
-    """The number of something that is made or done; `OptionError` for one that no run comes to the end of."""
-    if value > LARGEST_COUNT:
-        raise OptionError(f"{name} is {value:.6g}; it must be at most {LARGEST_COUNT:,}")
-    return value
+def checked_count(name: str, value: SupportsIndex) -> int:
+    """The number of what is made or done; `OptionError` for no whole number, and one that no run comes to the end of."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise OptionError(f"{name} is {value!r}; it must be a whole number") from None
+    if number > LARGEST_COUNT:
+        raise OptionError(f"{name} is {number:.6g}; it must be at most {LARGEST_COUNT:,}")
+    return number
 
 
 def method_names(family: str) -> list[str]:
@@ -120,3 +126,14 @@ def find_method(family: str, name: str) -> Method:
         raise OptionError(unknown(f"{family} method", name, names))
     module = import_module(f"{FAMILIES[family]}.{name}")
     return Method(family, name, getattr(module, name), module)
+
+
+def check_seed(seed: SupportsIndex) -> int:
+    """A seed as a plain number; `OptionError` for what is no whole number, or one that not every generator takes."""
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        number = -1
+    if isinstance(seed, bool) or not 0 <= number < SEEDS:
+        raise OptionError(f"seed is {seed!r}; it must be a whole number from 0 to {SEEDS - 1}")
+    return number

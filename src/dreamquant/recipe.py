@@ -90,15 +90,21 @@ class Variant(BaseModel):
     batchnorm: bool | None = None  # whether the network has BatchNorm statistics
     photographs: bool | None = None  # whether the network takes three channels of a known normalisation
     large: bool | None = None  # whether its images have 96 x 96 pixels or more
+    classes: bool | None = None  # whether an output is scores of classes, which a dreamer can aim at
     bits_at_most: int | None = None  # of weights or of activations, whichever are fewer
     synthesis: Synthesis | None = None
     allocation: Allocation | None = None
     quantization: dict[str, Any] = Field(default_factory=dict)
     reconstruction: Reconstruction | None = None
 
-    def fits(self, bits: int, has_batchnorm: bool, photographs: bool, large: bool) -> bool:
+    def fits(self, bits: int, has_batchnorm: bool, photographs: bool, large: bool, classes: bool) -> bool:
         """Whether this variant is for such a network and so many bits."""
-        asked = ((self.batchnorm, has_batchnorm), (self.photographs, photographs), (self.large, large))
+        asked = (
+            (self.batchnorm, has_batchnorm),
+            (self.photographs, photographs),
+            (self.large, large),
+            (self.classes, classes),
+        )
         return all(wanted in (None, is_so) for wanted, is_so in asked) and (
             self.bits_at_most is None or bits <= self.bits_at_most
         )
@@ -145,6 +151,7 @@ def resolve(
     has_batchnorm: bool,
     photographs: bool = False,
     large: bool = False,
+    classes: bool = True,
     *,
     budget: str = "standard",
     bits: str | None = None,
@@ -153,7 +160,7 @@ def resolve(
 ) -> Recipe:
     """The recipe as it will be run: the variant that fits, the budget's and the user's settings applied, every option known.
 
-    `has_batchnorm`, `photographs` (`Network.sees_photographs`) and `large` say what network it is for; `settings` are
+    `has_batchnorm`, `photographs` (`Network.sees_photographs`), `large` and `classes` say what network it is for; `settings` are
     `stage.option=value`, with the stages `synthesis`, `allocation`, `quantization`, `reconstruction` and
     `training`. Raises `OptionError` for whatever is not known or impossible, before any work is done.
     """
@@ -166,7 +173,7 @@ def resolve(
     _apply([setting for setting in settings if setting.startswith(named)], {"quantization": quantization})
     width = parse_bits(str(quantization["bits"]))
     fewest = min(width.weights, width.activations)
-    variant = next((one for one in recipe.variants if one.fits(fewest, has_batchnorm, photographs, large)), None)
+    variant = next((one for one in recipe.variants if one.fits(fewest, has_batchnorm, photographs, large, classes)), None)
     if variant and quantization["plan"] == recipe.quantization.plan:
         quantization.update(variant.quantization)
     stages = {

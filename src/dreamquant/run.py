@@ -7,11 +7,13 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import onnx
 import onnxruntime
@@ -21,25 +23,32 @@ from torch import nn
 from dreamquant.allocation import Allocation, LayerDamage, allocate, sensitivities
 from dreamquant.assess.assess import Assessment, assess
 from dreamquant.assess.probes import stages as probe_stages
+from dreamquant.errors import OptionError
 from dreamquant.estimate import expected_seconds
 from dreamquant.export.export import Artifact, check_format, export
-from dreamquant.files import atomic_write, check_output, make_run_folder
+from dreamquant.files import atomic_write, check_output, in_use
+from dreamquant.methods import SEEDS, check_seed
+from dreamquant.network.fingerprint import fingerprint
 from dreamquant.network.graph import Network
 from dreamquant.network.load import load
-from dreamquant.network.scores import scores_classes
+from dreamquant.network.scores import knows_classes, scores_classes
 from dreamquant.network.statistics import batch_norms
 from dreamquant.plain import plain_torch
 from dreamquant.quantization.plan import Bits, Plan
 from dreamquant.quantization.quantize import quantize
 from dreamquant.quantization.student import Student, check_layers
+from dreamquant.real_images import real_images
 from dreamquant.recipe import Recipe, Synthesis, load_recipe, resolve
 from dreamquant.reconstruction import reconstruct
+from dreamquant.samples import joined
 from dreamquant.storage import load_samples, save_samples
-from dreamquant.synthesis import Samples, synthesize, widened
+from dreamquant.synthesis import Samples, check_fed, synthesize, widened
 from dreamquant.training import train
 
+P = ParamSpec("P")
 Progress = Callable[[str, int, int, float], None]  # (stage, steps done, steps in all, loss)
 LARGE = 96 * 96  # pixels of an image
+RESULT, RESULT_BYTES = "result.json", 2**20  # what the run folder must have room for before the output is written
 LARGEST_SHARE = 0.5  # of the float file's size that an output may take; checked against the disk before work begins
 
 
@@ -47,7 +56,8 @@ LARGEST_SHARE = 0.5  # of the float file's size that an output may take; checked
 class Result:
     """What came of a run: the file, what is known of it, the recipe as it was run, and seconds by stage.
 
-    `network` is the float network as it was loaded, `student` the quantized one that the file was written from.
+    `network` is the float network as it was loaded, `student` the quantized one that the file was written from,
+    `threads` what torch shared its sums out to, which the bits depend on.
     """
 
     artifact: Artifact
@@ -59,6 +69,7 @@ class Result:
     allocation: Allocation
     network: Network
     student: Student
+    threads: int
 
     def summary(self) -> dict[str, Any]:
         """Everything but the images and the networks, ready for JSON."""
@@ -67,8 +78,11 @@ class Result:
             "bytes": self.artifact.size,
             "float_bytes": self.assessment.float_size,
             "size_ratio": self.artifact.size / self.assessment.float_size,
+            "calibration": {"method": self.samples.method, "images": len(self.samples)},
+            "input": asdict(self.network.space) | {"sentence": self.network.space.sentence()},
             "verification": asdict(self.artifact.verification),
             "agreement": asdict(self.assessment.agreement),
+            "outputs": [asdict(output) for output in self.network.outputs],
             "latency": asdict(self.assessment.latency),
             "trust": None if self.assessment.trust is None else asdict(self.assessment.trust),
             "layers": [asdict(layer) for layer in self.assessment.layers],
@@ -77,10 +91,24 @@ class Result:
             "seconds": self.seconds,
             "recipe": self.recipe.model_dump(exclude_none=True),
             "seed": self.seed,
+            "threads": self.threads,
             "versions": versions(),
         }
 
 
+def _alone(flow: Callable[P, Result]) -> Callable[P, Result]:
+    """The flow with its run folder, where it has one, to itself."""
+
+    @wraps(flow)
+    def held(*args: P.args, **kwargs: P.kwargs) -> Result:
+        folder = kwargs.get("run_dir")
+        with nullcontext() if folder is None else in_use(Path(str(folder))):
+            return flow(*args, **kwargs)
+
+    return held
+
+
+@_alone
 @plain_torch()
 def run(
     model: str | os.PathLike[str] | nn.Module,
@@ -94,6 +122,15 @@ def run(
     input_shape: tuple[int, int, int] | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    pixels: str | None = None,
+    layout: str | None = None,
+    channels: str | None = None,
+    force: bool = False,
+    trust: bool = False,
+    outputs: Mapping[str, str] | None = None,
+    images: str | os.PathLike[str] | None = None,
+    mix: bool = False,
+    resize: str = "cover",
     seed: int = 0,
     run_dir: str | os.PathLike[str] | None = None,
     estimate: bool = True,
@@ -102,27 +139,51 @@ def run(
 ) -> Result:
     """Quantize `model` without data into the file `output`, prove the file, and say how far to trust it.
 
-    `settings` are `stage.option=value`. With `run_dir`, samples and reconstructed units are kept there and a run with the same
-    recipe and seed goes on from them. With `estimate`, the loss of accuracy is told from the answers on more images. `announce`
-    hears, before the work begins, what will be done, why, and how long it may take.
-    Raises a `DreamQuantError` for whatever cannot be done; `output` is then as it was.
+    `input_shape`, `mean`, `std`, `pixels`, `layout`, `channels`, `force`, `trust` and `outputs` are as in `load`. `settings`
+    are `stage.option=value`. Where there are `images` that may be used, a folder, .zip or .npz, they calibrate in place of the
+    recipe's, or with `mix` beside them, and some of them are held out to measure on; `resize` is as in
+    `LabelledImages.batches`. With `run_dir`, samples and reconstructed units are kept there and a run with the same recipe and
+    seed goes on from them. With `estimate`, the loss of accuracy is told from the answers on more images. `announce` hears,
+    before the work begins, what will be done, why, and how long it may take. Raises a `DreamQuantError` for whatever cannot be
+    done; `output` is then as it was.
     """
-    path = Path(output)
+    path, seed = Path(output), check_seed(seed)
     _check_output(model, path)
+    _check_run_folder(run_dir)
     known = load_recipe(recipe)
-    network = load(model, input_shape=input_shape, mean=mean, std=std)
+    network = load(
+        model,
+        input_shape=input_shape,
+        mean=mean,
+        std=std,
+        pixels=pixels,
+        layout=layout,
+        channels=channels,
+        force=force,
+        trust=trust,
+        outputs=outputs,
+    )
+    check_fed(network)
     chosen = resolve(known, *_kind(network), budget=budget, bits=bits, plan=plan, settings=settings)
     whole = chosen.quantization.resolved()
     check_layers(network, whole)
     stage = chosen.synthesis
-    asked = probe_stages(stage.method) if estimate and scores_classes(network) else {}
+    if mix and images is None:
+        raise OptionError("mix is set, and there are no images to mix synthetic ones with: give images")
+    given = None if images is None else real_images(network, images, resize=resize, seed=seed)
+    asked = probe_stages(stage.method) if estimate and given is None and knows_classes(network) else {}
     if announce is not None:
+        announce(f"{network.source.text}: {network.space.sentence()}")
+        for answer in network.outputs:
+            announce(f"output {answer}")
         announce(_intention(chosen, expected_seconds(network, chosen, asked.values())))
     clock = _Clock()
     dreamer = _Dreamer(network, run_dir, progress)
-    samples = dreamer.calibration(stage, seed)
+    samples = dreamer.calibration(stage, seed) if given is None or mix else given[0]
+    samples = samples if given is None or not mix else joined(given[0], samples)
     clock.lap("synthesis")
-    held_out = dreamer("held-out", stage.method, stage.held_out, seed + 1, stage.options)
+    dreams = (stage.held_out, (seed + 1) % SEEDS, stage.options)
+    held_out = given[1] if given is not None else dreamer("held-out", stage.method, *dreams)
     clock.lap("held_out_synthesis")
     allocation = allocate(
         network,
@@ -158,16 +219,18 @@ def run(
             **chosen.training.options,
         )
     clock.lap("training")
-    artifact = export(student, path, samples, metadata=_metadata(chosen, seed))
+    _check_run_folder(run_dir)
+    artifact = export(student, path, samples, metadata=_metadata(chosen, seed, samples))
     clock.lap("export")
-    probes = [dreamer(what, method, count, seed + 2, options) for what, (method, count, options) in asked.items()]
+    probes = [dreamer(what, method, count, (seed + 2) % SEEDS, options) for what, (method, count, options) in asked.items()]
     clock.lap("probe_synthesis")
     learned = chosen.training is not None or chosen.reconstruction.method != "nearest"
     assessment = assess(network, student, artifact, held_out, probes, learned=learned)
     clock.lap("assessment")
-    result = Result(artifact, assessment, chosen, seed, clock.seconds, samples, allocation, network, student)
+    threads = torch.get_num_threads()
+    result = Result(artifact, assessment, chosen, seed, clock.seconds, samples, allocation, network, student, threads)
     if run_dir is not None:
-        atomic_write(Path(run_dir) / "result.json", json.dumps(result.summary(), indent=2).encode())
+        atomic_write(Path(run_dir) / RESULT, json.dumps(result.summary(), indent=2).encode())
     return result
 
 
@@ -181,9 +244,11 @@ def ranked(
     return sorted(damages, key=lambda layer: -layer.both)
 
 
-def _kind(network: Network) -> tuple[bool, bool, bool]:
-    """What of a network decides on a recipe's variants: whether it has BatchNorms, sees photographs, and sees large images."""
-    return bool(batch_norms(network)), network.sees_photographs, math.prod(network.input_shape[1:]) >= LARGE
+def _kind(network: Network) -> tuple[bool, bool, bool, bool]:
+    """What of a network decides on a recipe's variants: whether it has BatchNorms, sees photographs, sees large images, and
+    scores classes."""
+    large = math.prod(network.input_shape[1:]) >= LARGE
+    return bool(batch_norms(network)), network.sees_photographs, large, scores_classes(network)
 
 
 def telling(progress: Progress | None, stage: str) -> Callable[..., None] | None:
@@ -227,6 +292,12 @@ def _check_output(model: str | os.PathLike[str] | nn.Module, output: Path) -> No
     check_output(output, inputs=[source] if source is not None and exists else [], need_bytes=int(size * LARGEST_SHARE))
 
 
+def _check_run_folder(run_dir: str | os.PathLike[str] | None) -> None:
+    """`OutputError` where what comes of a run could not be written into its folder, which must not be found out after it."""
+    if run_dir is not None:
+        check_output(Path(run_dir) / RESULT, need_bytes=RESULT_BYTES)
+
+
 class _Dreamer:
     """Makes images, or finds those that an earlier run in the same folder made with the same settings."""
 
@@ -249,8 +320,7 @@ class _Dreamer:
         }
         place = None if self._folder is None else self._folder / f"{what}.safetensors"
         if place is not None:
-            make_run_folder(place.parent)
-            kept = load_samples(place, made_by) if place.exists() else None
+            kept = load_samples(place, made_by)
             if kept is not None:
                 return kept
         callback = telling(self._progress, f"dreaming {what} images")
@@ -260,14 +330,14 @@ class _Dreamer:
         return samples
 
 
-def fingerprint(network: Network) -> str:
-    """A short text that tells networks with different weights or input spaces apart."""
-    total = sum(float(tensor.double().abs().sum()) for tensor in network.graph.buffers())
-    return f"{network.input_shape} {network.mean} {network.std} {len(network.graph.graph.nodes)} {total!r}"
-
-
-def _metadata(recipe: Recipe, seed: int) -> dict[str, str]:
-    made = {"recipe": recipe.model_dump(exclude_none=True, exclude={"published"}), "seed": seed, "versions": versions()}
+def _metadata(recipe: Recipe, seed: int, samples: Samples) -> dict[str, str]:
+    made = {
+        "calibration": {"method": samples.method, "images": len(samples)},
+        "recipe": recipe.model_dump(exclude_none=True, exclude={"published"}),
+        "seed": seed,
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+    }
     return {"dreamquant.run": json.dumps(made)}
 
 

@@ -18,6 +18,9 @@ from dreamquant.errors import ModelError, OptionError, blamed
 from dreamquant.limits import check_memory, memory
 from dreamquant.onnx_guard import check_file
 
+DTYPES: dict[str, type[np.generic]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
+LAYOUT_KEY = "dreamquant.layout"  # a property of a model file
+FEW = (1, 3, 4)  # channels that images have
 _FATAL_ONLY = 4  # what is wrong with a file is raised, and told by us
 _SHARED_ARENA, _FOLDED_LIMIT = "session.use_env_allocators", "optimization.constant_folding_max_output_size_in_bytes"
 _RUNTIME_ERRORS: tuple[type[Exception], ...] = (
@@ -37,29 +40,37 @@ class OnnxRunner:
     """An ONNX file in ONNX Runtime on the processor: float32 (n, C, H, W) -> its first output, or any others.
 
     `input_shape` is (C, H, W) with None where the file leaves it open, `batch` the only batch size it takes or None for
-    any, `outputs` all outputs by name in the file's order, `metadata` its custom properties. A file of one batch size is fed
-    in pieces, the last one filled up.
+    any, `layout` how it takes images, `outputs` all outputs by name in the file's order, `metadata` its custom properties. A file
+    of one batch size is fed in pieces, the last one filled up; each output is put together along the axis of its images, which
+    `axes` holds by name: that which the file names as it names its input's, else the first whose size is the batch's, or open.
     """
 
-    def __init__(self, source: Path | bytes, *, threads: int | None, optimize: bool) -> None:
+    def __init__(self, source: Path | bytes, *, threads: int | None, optimize: bool, layout: str | None = None) -> None:
         self.name = "the ONNX model" if isinstance(source, bytes) else str(source)
         self.session = _session(source, self.name, threads, optimize)
         inputs = self.session.get_inputs()
-        if len(inputs) != 1 or inputs[0].type != "tensor(float)" or len(inputs[0].shape) != 4:
+        if len(inputs) != 1 or inputs[0].type not in DTYPES or len(inputs[0].shape) != 4:
             given = ", ".join(f"{i.name}: {i.type} {i.shape}" for i in inputs)
-            raise ModelError(f"{self.name} takes {given or 'no input'}, not one float32 batch of images (N, C, H, W)")
+            raise ModelError(
+                f"{self.name} takes {given or 'no input'}, not one batch of images (N, C, H, W) in {', '.join(DTYPES)}"
+            )
         if not self.session.get_outputs():
             raise ModelError(f"{self.name} gives no output")
         self.input_name: str = inputs[0].name
         self.output_name: str = self.session.get_outputs()[0].name
         self.outputs: dict[str, Output] = {o.name: Output(o.type, tuple(o.shape)) for o in self.session.get_outputs()}
-        batch, channels, height, width = (size if isinstance(size, int) and size > 0 else None for size in inputs[0].shape)
-        self.batch: int | None = batch
-        self.input_shape: tuple[int | None, int | None, int | None] = (channels, height, width)
-        sizes = (batch or 1, channels or 1, height or 1, width or 1)
-        check_memory(4 * math.prod(sizes), f"{self.name}: images {sizes}", ModelError)
+        self.dtype = DTYPES[inputs[0].type]
         with blamed(ModelError, f"{self.name} has properties that cannot be read"):
             self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
+        sizes = [size if isinstance(size, int) and size > 0 else None for size in inputs[0].shape]
+        self.batch: int | None = sizes[0]
+        self.axes = {name: _images_axis(output.sizes, inputs[0].shape[0]) for name, output in self.outputs.items()}
+        self.layout = layout or self.metadata.get(LAYOUT_KEY) or guessed_layout(sizes)
+        one, two, three = sizes[1:]
+        check_memory(4 * math.prod(size or 1 for size in sizes), f"{self.name}: images {tuple(sizes)}", ModelError)
+        self.input_shape: tuple[int | None, int | None, int | None] = (
+            (three, one, two) if self.layout == "NHWC" else (one, two, three)
+        )
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[Any]:
         """The first output on images (n, C, H, W), n at least 1; ModelError where the runtime refuses them."""
@@ -68,29 +79,67 @@ class OnnxRunner:
     def run(self, images: NDArray[np.float32], names: Sequence[str]) -> list[NDArray[Any]]:
         """The outputs of these names on images (n, C, H, W), n at least 1; ModelError where the runtime refuses them.
 
-        What a file of one batch size gives for each piece is put together along the first axis.
+        What a file of one batch size gives for each piece is put together along the axis of the images.
         """
         step = self.batch or len(images)
         pieces = [self._piece(images[i : i + step], step, names) for i in range(0, len(images), step)]
-        return [np.concatenate(values) for values in zip(*pieces, strict=True)]
+        joined = zip(names, zip(*pieces, strict=True), strict=True)
+        return [np.concatenate(values, self.axes.get(name, 0)) for name, values in joined]
+
+    def all(self, images: NDArray[np.float32]) -> list[NDArray[Any]]:
+        """All outputs, in the file's order, on images (n, C, H, W), as `run` gives them."""
+        return self.run(images, list(self.outputs))
+
+    def fed(self, images: NDArray[np.float32]) -> NDArray[Any]:
+        """Images (n, C, H, W) in the layout and number type that the file takes."""
+        moved = np.ascontiguousarray(images.transpose(0, 2, 3, 1)) if self.layout == "NHWC" else images
+        return (moved.round().clip(0, 255) if self.dtype == np.uint8 else moved).astype(self.dtype, copy=False)
 
     def _piece(self, images: NDArray[np.float32], size: int, names: Sequence[str]) -> list[NDArray[Any]]:
         count = len(images)
         if count < size:
             images = np.concatenate([images, np.repeat(images[:1], size - count, axis=0)])
         with refusals(f"{self.name} does not run"):
-            outputs = [np.atleast_1d(output) for output in self.session.run(list(names), {self.input_name: images})]
-        return [output[:count] if len(output) == size else output for output in outputs]
+            given = self.session.run(list(names), {self.input_name: self.fed(images)})
+        outputs = [np.atleast_1d(one.astype(np.float32) if one.dtype == np.float16 else one) for one in given]
+        if count == size:
+            return outputs
+        axes = [self.axes.get(name, 0) for name in names]
+        return [
+            output.take(range(output.shape[axis] * count // size), axis) if output.shape[axis] % size == 0 else output
+            for output, axis in zip(outputs, axes, strict=True)
+        ]
 
 
-def onnx_runner(source: Path | bytes, *, threads: int | None = None, optimize: bool = True) -> OnnxRunner:
+def _images_axis(sizes: tuple[int | str | None, ...], batch: int | str | None) -> int:
+    return sizes.index(batch) if batch is not None and batch in sizes else 0
+
+
+def guessed_layout(sizes: Sequence[int | None]) -> str:
+    """The layout of images (N, a, b, c) by their sizes alone: channels last where only the last can be a number of channels."""
+    first, last = sizes[1], sizes[3]
+    return "NHWC" if last in FEW and first is not None and first > max(FEW) else "NCHW"
+
+
+def onnx_runner(
+    source: Path | bytes, *, threads: int | None = None, optimize: bool = True, layout: str | None = None
+) -> OnnxRunner:
     """An ONNX file, or its bytes, ready to run on the processor.
 
-    `threads` is the number of threads inside one operator, None for the runtime's own choice; with `optimize` off the
-    graph is run as it is written. Raises ModelError when the file is missing, corrupt, not supported by the runtime, or
-    takes anything but one float32 batch of images; OptionError when `threads` is below 1.
+    `threads` is the number of threads inside one operator, None for the runtime's own choice; with `optimize` off the graph is
+    run as it is written. `layout` is how it takes images, where neither its properties nor its sizes tell. Raises ModelError
+    when the file is missing, corrupt, not supported by the runtime, or takes anything but one batch of images; OptionError when
+    `threads` is below 1.
     """
-    return OnnxRunner(source, threads=threads, optimize=optimize)
+    return OnnxRunner(source, threads=threads, optimize=optimize, layout=layout)
+
+
+def computed(model: bytes) -> dict[str, NDArray[Any]]:
+    """The outputs, by name, of an ONNX model without inputs, run as it is written; ModelError where the runtime refuses it."""
+    session = _session(model, "the ONNX model", None, optimize=False)
+    names = [output.name for output in session.get_outputs()]
+    with refusals("the ONNX model does not run"):
+        return dict(zip(names, session.run(names, {}), strict=True))
 
 
 def _session(source: Path | bytes, name: str, threads: int | None, optimize: bool) -> onnxruntime.InferenceSession:

@@ -17,7 +17,8 @@ class Samples:
 
     `confidence` (N,) is the probability that the network gives to its own first choice; None where nobody asked it. `losses`
     is the objective's value at each step (empty if nothing was optimised); `method`, `seed` and `options` say how to make them
-    again.
+    again. Images lie in memory as they are counted, however they were made, so that those that a file gives back are run by the
+    same kernels, to the same bits.
     """
 
     images: Tensor
@@ -27,6 +28,9 @@ class Samples:
     options: dict[str, Any] = field(default_factory=dict)
     losses: tuple[float, ...] = ()
     confidence: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "images", in_order(self.images))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -43,3 +47,16 @@ class Samples:
             raise DataError(f"samples are {str(images.dtype).removeprefix('torch.')}; {wanted} in float32")
         if not torch.isfinite(images).all():
             raise DataError("samples have values that are NaN or infinite")
+
+
+def joined(one: Samples, other: Samples) -> Samples:
+    """Two sets of images as one, which has labels where both have."""
+    labels = None if one.labels is None or other.labels is None else torch.cat([one.labels, other.labels])
+    method = f"{one.method} and {other.method}"
+    return Samples(torch.cat([one.images, other.images]), labels, method, one.seed, {**other.options, **one.options})
+
+
+def in_order(tensor: Tensor) -> Tensor:
+    """The tensor, its elements in memory in the order that they are counted in."""
+    plain = torch.empty(tensor.shape, device="meta").stride()
+    return tensor if tensor.stride() == plain else tensor.clone(memory_format=torch.contiguous_format)

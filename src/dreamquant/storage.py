@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import safe_open
 from torch import Tensor
 
 from dreamquant.errors import DataError, OptionError, blamed
-from dreamquant.files import atomic_folder, atomic_path, atomic_write, check_output, check_output_folder
+from dreamquant.files import atomic_folder, atomic_path, check_output, check_output_folder
+from dreamquant.kept import keep, kept
 from dreamquant.limits import check_archive
 from dreamquant.network.graph import Network
 from dreamquant.samples import Samples
@@ -35,27 +35,24 @@ _HALF_A_LEVEL = 0.5 / 255  # what rounding to a pixel may change
 
 def save_samples(samples: Samples, path: Path, made_by: Mapping[str, Any] | None = None) -> None:
     """Samples with labels, confidence, losses and the settings that made them, as safetensors."""
-    tensors = {"images": samples.images.contiguous()}
+    tensors = {"images": samples.images}
     if samples.labels is not None:
         tensors["labels"] = samples.labels
     if samples.confidence is not None:
         tensors["confidence"] = samples.confidence
     if samples.losses:
         tensors["losses"] = torch.tensor(samples.losses, dtype=torch.float64)
-    settings = dict(made_by or {"method": samples.method, "seed": samples.seed, "options": samples.options})
-    atomic_write(path, save(tensors, {"made_by": json.dumps(settings, sort_keys=True)}))
+    keep(path, tensors, _settings(made_by or {"method": samples.method, "seed": samples.seed, "options": samples.options}))
 
 
 def load_samples(path: Path, made_by: Mapping[str, Any]) -> Samples | None:
     """The samples in `path` if they were made with exactly these settings; None otherwise, or if the file is broken."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get("made_by") != json.dumps(dict(made_by), sort_keys=True):
-                return None
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (OSError, SafetensorError):
-        return None
-    return _samples(tensors, str(made_by["method"]), int(made_by["seed"]), dict(made_by))
+    tensors = kept(path, _settings(made_by))
+    return None if tensors is None else _samples(tensors, str(made_by["method"]), int(made_by["seed"]), dict(made_by))
+
+
+def _settings(made_by: Mapping[str, Any]) -> str:
+    return json.dumps(dict(made_by), sort_keys=True)
 
 
 def _samples(tensors: Mapping[str, Tensor], method: str, seed: int, options: dict[str, Any]) -> Samples:

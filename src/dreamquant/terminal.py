@@ -69,25 +69,26 @@ def print_result(result: Result, report: Path | None = None) -> None:
     screen = console()
     table = Table(Column(), Column(overflow="fold"), box=None, show_header=False)
     table.add_row("file", f"{result.artifact.path}  ({chosen.quantization.bits}, plan {chosen.quantization.plan})")
+    table.add_row("input", result.network.space.sentence())
     table.add_row(
         "proof",
         f"in ONNX Runtime, {proof.top1_agreement:.2f} % of {proof.samples} samples keep the student's top-1;"
         f" largest difference {proof.largest_difference:.3g}",
     )
     table.add_row("", str(proof.steps))
+    table.add_row("", f"all {proof.stored:,} tensors that it stores are the student's, read back")
     agreement = assessment.agreement
-    table.add_row(
-        "agreement",
-        f"{agreement.top1:.1f} % top-1 with the float network on {agreement.samples} held-out dreams, KL {agreement.kl:.4f}",
-    )
+    for place, (output, told) in enumerate(zip(result.network.outputs, agreement.outputs, strict=True)):
+        table.add_row("answers" if place == 0 else "", str(output))
+        table.add_row("agreement" if place == 0 else "", f"{told.text}, on {agreement.samples} held-out images")
     if assessment.trust is not None:
-        told = assessment.trust
+        trust = assessment.trust
         table.add_row(
             "estimate",
-            f"about {told.drop:.1f} % of the float network's right answers lost, {told.low:.1f} to {told.high:.1f} in"
-            f" {told.level:.0f} % of the cases it rests on ({told.cases}, of {told.networks} networks)",
+            f"about {trust.drop:.1f} % of the float network's right answers lost, {trust.low:.1f} to {trust.high:.1f} in"
+            f" {trust.level:.0f} % of the cases it rests on ({trust.cases}, of {trust.networks} networks)",
         )
-        for warning in told.warnings:
+        for warning in trust.warnings:
             table.add_row("", f"do not trust this estimate: {warning}")
     worst = sorted(assessment.layers, key=lambda layer: layer.sqnr)[:3]
     table.add_row("weakest layers", ", ".join(f"{layer.layer} {layer.sqnr:.1f} dB" for layer in worst))
@@ -111,7 +112,9 @@ def print_result(result: Result, report: Path | None = None) -> None:
     stage = chosen.synthesis
     widened = f", widened to {stage.images}" if stage.widen else ""
     seconds = result.seconds["synthesis"]
-    table.add_row("dreamt by", f"{stage.method}, {stage.count} images{widened}, {seconds:.1f} s, seed {result.seed}")
+    made = result.samples.method
+    by = f"{stage.method}, {stage.count} images{widened}" if made == stage.method else f"{made}, {len(result.samples)} in all"
+    table.add_row("calibrated on", f"{by}, {seconds:.1f} s, seed {result.seed}")
     if report is not None:
         table.add_row("report", str(report))
     screen.print(table)
@@ -130,6 +133,8 @@ def print_inspection(found: Inspection) -> None:
     screen = console()
     batch = "any batch" if found.batch is None else f"batch {found.batch} only"
     screen.print(f"{found.model}: images {found.input_shape}, {batch}")
+    for output in found.outputs:
+        screen.print(f"output {output}", soft_wrap=True)
     table = Table("layer", "operator", "weight", "output")
     for layer in found.layers:
         table.add_row(layer.name, layer.operator, str(layer.weight), str(layer.output))
@@ -198,7 +203,7 @@ def print_comparison(found: Comparison) -> None:
         table.add_row(name, one, other)
     screen.print(table)
     screen.print(f"B against A on {found.images}")
-    titles = ("relative L2", "SQNR", "largest", "cosine", "top-1", "KL")
+    titles = ("relative L2", "SQNR", "largest", "cosine", "same", "KL")
     table = Table(Column("output", overflow="fold"), *(Column(title, justify="right") for title in titles))
     for output in found.outputs:
         shape = ", ".join("N" if size is None else str(size) for size in output.shape)
@@ -208,10 +213,13 @@ def print_comparison(found: Comparison) -> None:
             _number(output.sqnr, ".1f", " dB"),
             _number(output.largest, ".3g"),
             _number(output.cosine, ".5f"),
-            _number(output.top1, ".2f", " %"),
+            _number(output.top1 if output.agreement is None else output.agreement, ".2f", " %"),
             _number(output.kl, ".2e"),
         )
     screen.print(table)
+    for output in found.outputs:
+        if output.unit is not None:
+            screen.print(f"{output.name}: {output.kind}, same is {output.unit}")
     for note in found.notes:
         screen.print(f"note: {note}")
 

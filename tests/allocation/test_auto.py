@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from dreamquant.allocation import allocate, sensitivities
 from dreamquant.errors import OptionError
-from dreamquant.network.capture import capture
 from dreamquant.network.graph import Network
+from dreamquant.network.load import load
 from dreamquant.network.scores import divergence
 from dreamquant.quantization.plan import Plan, load_plan
 from dreamquant.quantization.quantize import quantize
@@ -33,7 +33,7 @@ def fragile(fill: Callable[..., nn.Module]) -> Network:
             module[place].weight[0, 0, 1, 1] = size  # type: ignore[index, operator]
         module.train()
         module(torch.randn(64, *SHAPE, generator=torch.Generator().manual_seed(3)))
-    return capture(module.eval(), SHAPE)
+    return load(module.eval(), input_shape=SHAPE, outputs={"output": "classes"})
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from dreamquant.allocation._sensitivity import damages, layer_grids, lone_studen
 from dreamquant.errors import DataError, ModelError
 from dreamquant.network.capture import capture
 from dreamquant.network.graph import Network, tensor_of
+from dreamquant.network.outputs import restated
 from dreamquant.quantization.grid import Grid, grid_of_range
 from dreamquant.quantization.plan import load_plan, parse_bits
 from dreamquant.quantization.quantize import quantize
@@ -152,7 +154,7 @@ def test_layers_left_float_are_left_out(residual: Network, calibration: Samples)
 
 
 class Tied(nn.Module):
-    """A convolution used twice, and places instead of classes: scores (N, anchors, 4)."""
+    """A convolution used twice, and boxes instead of classes: (N, anchors, 4)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -169,15 +171,15 @@ def tied(fill: Callable[..., nn.Module]) -> Network:
     return capture(fill(Tied(), (3, 5, 4)), (3, 5, 4))
 
 
-def test_boxes_are_scores_and_a_weight_used_twice_is_one(tied: Network, images: Callable[..., Tensor]) -> None:
+def test_boxes_are_values_and_a_weight_used_twice_is_one(tied: Network, images: Callable[..., Tensor]) -> None:
     samples = Samples(images(6, (3, 5, 4)))
     found = {one.layer: one for one in sensitivities(tied, samples, "zeroq", "W3A8")}
-    scores = tied(samples.images)
-    assert scores.shape == (6, 20, 4)
+    boxes = tied(samples.images)
+    assert boxes.shape == (6, 20, 4)
 
     assert found["conv2d_1"].weights == found["conv2d_2"].weights
     changed = with_one_weight_quantized(tied, samples, "zeroq", "W3A8", "conv2d_1")
-    both = kl(scores, changed)
+    both = ((changed - boxes).square().mean() / (boxes - boxes.mean(0)).square().mean() / 2).item()
     assert found["conv2d_1"].weights == pytest.approx(both, rel=1e-3)
     assert both > 1e-5
 
@@ -196,6 +198,7 @@ def test_a_network_of_one_batch_size(images: Callable[..., Tensor], count: int) 
 
     torch.manual_seed(0)
     network = capture(torch.export.export(Bound().eval(), (torch.zeros(2, 3, 5, 4),)))
+    network = replace(network, outputs=restated(network, {"output": "classes"}))
     assert network.batch == 2
     samples = Samples(images(count, (3, 5, 4)))
     for one in sensitivities(network, samples, "zeroq", "W2A8"):

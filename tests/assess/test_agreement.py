@@ -8,14 +8,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dreamquant.assess.agreement import agreement, layer_errors
+from dreamquant.assess.agreement import Agreement, layer_errors
+from dreamquant.assess.agreement import agreement as agreements
 from dreamquant.network.capture import capture
 from dreamquant.network.graph import Network
-from dreamquant.network.scores import float_scores
+from dreamquant.network.outputs import CLASSES, DENSE, STATED, Output
+from dreamquant.network.scores import float_answers
 from dreamquant.quantization.plan import load_plan, parse_bits
 from dreamquant.quantization.quantize import quantize
 from dreamquant.quantization.student import prepare
 from dreamquant.samples import Samples
+
+
+def agreement(expected: Tensor, actual: Tensor) -> Agreement:
+    """Of one output of classes, or of classes of each pixel."""
+    shape = tuple(expected.shape[1:])
+    output = Output("output", CLASSES if len(shape) == 1 else DENSE, STATED, "", 0, shape, form="logits")
+    return agreements([output], [expected], [actual])
 
 
 def test_agreement_counts_equal_top_classes() -> None:
@@ -97,11 +106,11 @@ def test_a_network_of_one_batch_size_is_measured_on_any_number_of_images() -> No
     student = quantize(network, Samples(images))
 
     assert len(layer_errors(student, images)) == 1
-    assert float_scores(network, images, chunk=3).shape == (5, 4)
+    assert float_answers(network, images, chunk=3)[0].shape == (5, 4)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 100])
-def test_float_scores_do_not_depend_on_the_pieces(residual: Network, calibration: Samples, chunk: int) -> None:
+def test_float_answers_do_not_depend_on_the_pieces(residual: Network, calibration: Samples, chunk: int) -> None:
     torch.testing.assert_close(
-        float_scores(residual, calibration.images, chunk=chunk), residual(calibration.images), rtol=1e-4, atol=1e-5
+        float_answers(residual, calibration.images, chunk=chunk)[0], residual(calibration.images), rtol=1e-4, atol=1e-5
     )

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from dreamquant.assess.agreement import agreement
 from dreamquant.assess.assess import assess, float_file
 from dreamquant.export.export import export
 from dreamquant.network.graph import Network
 from dreamquant.network.load import load
+from dreamquant.network.scores import divergence, top1_agreement
 from dreamquant.quantization.quantize import quantize
 from dreamquant.runtime import onnx_runner
 from dreamquant.samples import Samples
@@ -30,7 +30,9 @@ def test_a_result_is_measured(digits: Path, tmp_path: Path, images: Callable[...
     found = assess(network, student, artifact, held_out)
     scores = torch.from_numpy(onnx_runner(path)(held_out.images.numpy()))
 
-    assert found.agreement == agreement(network(held_out.images), scores)
+    assert found.agreement.top1 == top1_agreement(network(held_out.images), scores)
+    assert found.agreement.kl == pytest.approx(divergence(network(held_out.images), scores), rel=1e-6)
+    assert found.agreement.kind == "classes"
     assert found.size == path.stat().st_size
     assert found.float_size > 2 * found.size
     assert found.float_layers == []

@@ -18,6 +18,8 @@ from dreamquant.assess.dreams import diversity, measure
 from dreamquant.errors import DataError, ModelError, OptionError
 from dreamquant.network.capture import capture
 from dreamquant.network.graph import Network
+from dreamquant.network.load import load
+from dreamquant.network.outputs import restated
 from dreamquant.quantization.plan import load_plan
 from dreamquant.samples import Samples
 from dreamquant.storage import write_samples
@@ -162,7 +164,7 @@ class Pixels(nn.Module):
         scores = F.adaptive_max_pool2d(x, 1).flatten(1)
         if self.ends == "softmax":
             return torch.softmax(scores, 1)
-        return {"scores": scores, "one": scores[:, :1], "map": x}[self.ends]
+        return {"scores": scores, "one": scores[:, :1], "map": 2 * x}[self.ends]
 
 
 def scored(*classes: int, certainty: float = 20.0) -> Tensor:
@@ -171,7 +173,10 @@ def scored(*classes: int, certainty: float = 20.0) -> Tensor:
 
 @pytest.fixture(scope="module")
 def pixels() -> Callable[[str], Network]:
-    return lambda ends: capture(Pixels(ends).eval(), (5, 2, 2))
+    def made(ends: str) -> Network:
+        return load(Pixels(ends).eval(), input_shape=(5, 2, 2), outputs={"output": "classes"} if ends == "scores" else {})
+
+    return made
 
 
 def test_collapse_to_one_class_is_seen(pixels: Callable[[str], Network]) -> None:
@@ -295,6 +300,7 @@ def test_attention(transformer: Network) -> None:
 
 
 def test_a_network_of_one_batch_size_is_measured_as_one_of_any(normed: Network) -> None:
+    normed = replace(normed, outputs=restated(normed, {"output": "classes"}))
     bound = replace(normed, batch=2)
     images = noise(5)
     first, second = (measure(network, Samples(images), real=noise(5, seed=1)) for network in (bound, normed))

@@ -178,7 +178,7 @@ def test_files_that_cannot_be_run(tmp_path: Path) -> None:
         corrupt: r"cannot load .*corrupt\.onnx: ",
         cut: r"cannot load .*cut\.onnx: ",
         b"": "cannot load the ONNX model: ",
-        weighted((2, 24)): r"takes x: tensor\(float\) \[2, 24\], not one float32 batch of images",
+        weighted((2, 24)): r"takes x: tensor\(float\) \[2, 24\], not one batch of images",
     }
     for source, message in cases.items():
         with pytest.raises(ModelError, match=message) as caught:

@@ -65,8 +65,8 @@ def test_files_take_turns_in_samples_of_five_milliseconds(tmp_path: Path, monkey
             clock[0] += self.cost
             turns.append(self.name)
 
-    def with_fake_session(path: Path, *, threads: int | None) -> object:
-        runner = onnxruntime_runner(path, threads=threads)
+    def with_fake_session(path: Path, *, threads: int | None, layout: str | None) -> object:
+        runner = onnxruntime_runner(path, threads=threads, layout=layout)
         runner.session = Session(runner.output_name)
         return runner
 

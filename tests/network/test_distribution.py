@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from dreamquant.network.capture import capture
 from dreamquant.network.distribution import Distribution, clip_ends, distributions, has_statistics
 from dreamquant.network.graph import Network, aten, is_input, output_nodes, run_batched
+from dreamquant.network.input_space import of_pixels
 from dreamquant.quantization.plan import load_plan, parse_bits
 from dreamquant.quantization.student import prepare
 from dreamquant.transform.equalize import equalize
@@ -311,7 +313,7 @@ def test_what_cannot_be_followed_is_left_out(transformer: Network) -> None:
 
 def test_images_have_the_range_of_pixels(fill: Callable[..., nn.Module]) -> None:
     module = fill(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), (3, 6, 8))
-    network = capture(module, (3, 6, 8), mean=(0.5, 0.4, 0.0), std=(0.5, 0.2, 1.0))
+    network = replace(capture(module, (3, 6, 8)), space=of_pixels((0.5, 0.4, 0.0), (0.5, 0.2, 1.0)))
     image = next(iter(distributions(network).values()))
     torch.testing.assert_close(image.low.flatten(), torch.tensor([-1.0, -2.0, 0.0], dtype=torch.float64))
     torch.testing.assert_close(image.high.flatten(), torch.tensor([1.0, 3.0, 1.0], dtype=torch.float64))
@@ -361,6 +363,6 @@ def test_batches_of_one_size_are_no_matter(fill: Callable[..., nn.Module]) -> No
             module(torch.randn(2, *SHAPE))
     network = capture(module.eval(), SHAPE)
     told = known(network)
-    seen = run_batched(network.graph, torch.randn(2, *SHAPE), 2)
+    (seen,) = run_batched(network.graph, torch.randn(2, *SHAPE), 2)
     assert told.mean.shape[-1] == seen.shape[-1]
     assert all(bool((one <= other).all()) for one, other in pairwise([told.low, told.mean, told.high]))

@@ -18,7 +18,8 @@ from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from dreamquant.errors import DreamQuantError, ModelError, OptionError
-from dreamquant.network.load import format_numbers, load, parse_numbers
+from dreamquant.network.input_space import format_numbers, parse_numbers
+from dreamquant.network.load import load
 
 MODEL = """
 import torch
@@ -60,11 +61,11 @@ def exported(module: nn.Module, *sizes: int) -> bytes:
 
 
 def test_a_module() -> None:
-    network = load(small(), input_shape=(3, 5, 7), mean=(0.1, 0.2, 0.3), std=(1, 2, 3))
+    network = load(small(), input_shape=(3, 5, 7), mean=(0.1, 0.2, 0.3), std=(1, 0.9, 0.8))
 
     assert network.source.kind == "module"
     assert network.input_shape == (3, 5, 7)
-    assert (network.mean, network.std) == ((0.1, 0.2, 0.3), (1, 2, 3))
+    assert (network.mean, network.std) == ((0.1, 0.2, 0.3), (1, 0.9, 0.8))
     assert network(torch.zeros(2, 3, 5, 7)).shape == (2, 60)
 
 
@@ -246,12 +247,12 @@ def test_weights_that_are_not_finite(tmp_path: Path, digits: Path, value: float)
     [
         ((0.5,), None, "mean and std belong together"),
         (None, (0.5,), "mean and std belong together"),
-        ((0.5,), (0.5,), r"mean has 1 numbers \(0.5\); the network has 3 channels"),
-        ((0.1, 0.2, 0.3), (0.5, 0.5), r"std has 2 numbers \(0.5, 0.5\); the network has 3 channels"),
-        ((0.1, 0.2, 0.3), (1.0, 0.0, 1.0), "std is 1.0, 0.0, 1.0; all must be above 0"),
-        ((0.1, 0.2, 0.3), (1.0, -1.0, 1.0), "std is 1.0, -1.0, 1.0; all must be above 0"),
-        ((0.1, float("nan"), 0.3), (1.0, 1.0, 1.0), "mean is 0.1, nan, 0.3; all must be finite"),
-        ((0.1, 0.2, 0.3), (1.0, float("inf"), 1.0), "std is 1.0, inf, 1.0; all must be finite"),
+        ((0.5,), (0.5,), r"mean has 1 numbers \(0.5\); .* has 3 channels"),
+        ((0.1, 0.2, 0.3), (0.5, 0.5), r"std has 2 numbers \(0.5,0.5\); .* has 3 channels"),
+        ((0.1, 0.2, 0.3), (1.0, 0.0, 1.0), "std is 1,0,1; all must be above 0"),
+        ((0.1, 0.2, 0.3), (1.0, -1.0, 1.0), "std is 1,-1,1; all must be above 0"),
+        ((0.1, float("nan"), 0.3), (1.0, 1.0, 1.0), "mean is 0.1,nan,0.3; all must be finite"),
+        ((0.1, 0.2, 0.3), (1.0, float("inf"), 1.0), "std is 1,inf,1; all must be finite"),
     ],
 )
 def test_normalisations_that_do_not_fit(mean: tuple[float, ...] | None, std: tuple[float, ...] | None, message: str) -> None:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from dreamquant.errors import ModelError, OptionError
+from dreamquant.network.answers import RIVALS
 from dreamquant.network.capture import capture, noise
 from dreamquant.network.graph import Network, input_node
-from dreamquant.quantization.effect import RIVALS, Effect, effects, narrowed
+from dreamquant.quantization.effect import Effect, effects, narrowed
 from dreamquant.quantization.grid import Grid, grid_of_range
 from dreamquant.quantization.plan import Bits, load_plan
 from dreamquant.quantization.quantize import quantize
@@ -70,7 +71,7 @@ def test_a_linear_network_is_told_exactly(fill: Callable[..., nn.Module]) -> Non
     network = capture(fill(nn.Sequential(nn.Flatten(), nn.Linear(108, 6)), SHAPE), SHAPE)
     images = noise(12, SHAPE, seed=0)
     prepared, _, roots = prepare(network, load_plan("deploy"), Bits(weights=8, activations=4))
-    effect = effects(prepared.network, set(roots.values()), images)[input_node(prepared.network.graph.graph)]
+    effect = effects(prepared.network, {node for (node,) in roots.values()}, images)[input_node(prepared.network.graph.graph)]
     grid = grid_of_range(torch.tensor([-1.0]), torch.tensor([1.5]), bits=3, symmetric=False)
     found = effect.of([grid]).item()
 

@@ -14,9 +14,12 @@ from dreamquant.errors import OptionError
 from dreamquant.network.capture import capture
 from dreamquant.network.graph import Network, is_input
 from dreamquant.network.operators import data_nodes
+from dreamquant.quantization.grid import Grid
 from dreamquant.quantization.plan import load_plan, parse_bits
+from dreamquant.quantization.quantize import quantize
 from dreamquant.quantization.sites import Site, activation_sites, weighted_nodes
 from dreamquant.quantization.student import prepare, transformed
+from dreamquant.samples import Samples
 
 
 def titles(graph: fx.Graph) -> dict[fx.Node, str]:
@@ -294,3 +297,70 @@ def test_a_tensor_that_two_layers_read_takes_the_more_bits(residual: Network) ->
 def test_a_layer_that_is_not_there_is_answered_with_the_nearest(residual: Network) -> None:
     with pytest.raises(OptionError, match="unknown layer 'conv_1'; did you mean 'conv2d_1'"):
         prepare(residual, load_plan("deploy", layers={"conv_1": {"keep_float": True}}), parse_bits("W4A5"))
+
+
+class Neck(nn.Module):
+    """A tensor that two concatenations read, as in a path aggregation network, and one that is split again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other, self.shared = (nn.Conv2d(3, 4, 1) for _ in range(3))
+        self.last, self.part = nn.Conv2d(8, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        one, other, shared = (conv(x).relu() for conv in (self.one, self.other, self.shared))
+        first, second = torch.cat([one, shared], 1), torch.cat([other, F.max_pool2d(shared, 1)], 1)
+        return self.last(first), self.last(second), self.part(second[:, :4])
+
+
+def test_a_shared_grid_is_decided_by_all_that_stand_on_it() -> None:
+    network = capture(Neck(), (3, 6, 6))
+    found, names = sites(network, "deploy")
+    decided = {names[site.node]: {names[node] for node in site.deciders} for site in found}
+    group = {"relu#0", "relu#1", "relu#2", "cat#0", "max_pool2d#0", "cat#1", "slice#0", "slice#1"}
+
+    assert {name for name, deciders in decided.items() if deciders == {"cat#1", "relu#0", "relu#2"}} == group
+    assert decided["image#0"] == {"image#0"}
+
+
+@pytest.mark.parametrize("observe", ["float", "quantized"])
+@pytest.mark.parametrize("largest", ["one", "other", "shared"])
+def test_a_shared_grid_reaches_as_far_as_any_tensor_on_it(observe: str, largest: str) -> None:
+    module = Neck().eval()
+    with torch.no_grad():
+        getattr(module, largest).weight.mul_(50)
+    network = capture(module, (3, 6, 6))
+    images = torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    student = quantize(
+        network,
+        Samples(images),
+        plan="deploy",
+        activation_ranges="minmax",
+        observe=observe,
+        bias_correction="none",
+        effect_limit=None,
+    )
+    with torch.no_grad():
+        ends = torch.stack([getattr(module, name)(images).max() for name in ("one", "other", "shared")])
+    (grid,) = {tensor.grid for tensor in student.tensors() if tensor.quantizer.target == "cat_1_grid"}
+    assert isinstance(grid, Grid)
+    reach = ((grid.qmax - grid.zero_point) * grid.scale).item()
+    assert reach == pytest.approx(ends.max().item(), rel=0.03)
+
+
+def test_statistics_give_a_shared_grid_the_widest_range_too(fill: Callable[..., nn.Module]) -> None:
+    class Normed(Neck):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other, self.shared = (nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)) for _ in range(3))
+
+    module = fill(Normed(), (3, 6, 6))
+    with torch.no_grad():
+        module.one[1].weight.mul_(50)  # type: ignore[index, union-attr, operator]
+    network = capture(module, (3, 6, 6))
+    images = torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    student = quantize(network, Samples(images), plan="deploy", range_source="batchnorm", bias_correction="none")
+
+    (grid,) = {tensor.grid for tensor in student.tensors() if tensor.quantizer.target == "cat_1_grid"}
+    assert isinstance(grid, Grid)
+    assert ((grid.qmax - grid.zero_point) * grid.scale).item() > 50

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from dreamquant.errors import OptionError
 from dreamquant.methods import Method, find_method, method_names
 from dreamquant.network.capture import capture
 from dreamquant.network.graph import Network
+from dreamquant.network.outputs import restated
 from dreamquant.synthesis import needs_batchnorm, synthesize
 
 METHODS = [find_method("synthesis", name) for name in method_names("synthesis")]
@@ -35,7 +37,7 @@ def dream(network: Network, method: Method, count: int = 3, **settings: Any) -> 
 def plain(fill: Callable[..., nn.Module]) -> Network:
     """A network without BatchNorm, one channel in."""
     shape = (1, 9, 6)
-    module = nn.Sequential(nn.Conv2d(1, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4))
+    module = nn.Sequential(nn.Conv2d(1, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 5))
     return capture(fill(module, shape), shape)
 
 
@@ -172,12 +174,13 @@ def test_a_network_of_one_batch_size_is_dreamt_with(fill: Callable[..., nn.Modul
 
     module = fill(Bound(), (3, 5, 4))
     network = capture(torch.export.export(module, (torch.zeros(2, 3, 5, 4),)))
+    network = replace(network, outputs=restated(network, {"output": "classes"}))
     assert network.batch == 2
     assert dream(network, method, count).shape == (count, 3, 5, 4)
 
 
 def test_confidence_is_the_probability_that_the_network_gives(fill: Callable[..., nn.Module]) -> None:
-    layers = [nn.Conv2d(1, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4)]
+    layers = [nn.Conv2d(1, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 5)]
     module = fill(nn.Sequential(*layers), (1, 9, 6))
     plain, normalised = (capture(one, (1, 9, 6)) for one in (module, nn.Sequential(module, nn.Softmax(1)).eval()))
     one, other = (synthesize(network, 3, method="fractal") for network in (plain, normalised))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dreamquant.network.capture import capture
 from dreamquant.network.graph import Network
+from dreamquant.network.input_space import of_pixels
 from dreamquant.synthesis import synthesize
 
 
@@ -41,7 +42,7 @@ def test_power_falls_with_the_square_of_frequency(wide: Network) -> None:
 
 def test_images_keep_to_the_range_of_pixels_where_the_normalisation_is_known(wide: Network) -> None:
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    images = synthesize(replace(wide, mean=mean, std=std), 12, method="fractal").images
+    images = synthesize(replace(wide, space=of_pixels(mean, std)), 12, method="fractal").images
     pixels = images * torch.tensor(std).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1)
 
     assert pixels.min() >= -1e-5

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 import dreamquant.synthesis.genie
 from dreamquant.errors import OptionError
 from dreamquant.network.graph import Network
+from dreamquant.network.input_space import of_pixels
 from dreamquant.network.load import load
 from dreamquant.network.statistics import batch_norms, moments, probe
 from dreamquant.samples import Samples
@@ -57,7 +58,7 @@ def test_the_loss_falls_and_statistics_are_nearer_than_noises(trained: Network, 
 
 @pytest.mark.parametrize("normalised", [False, True])
 def test_images_have_the_moments_of_the_input_space(residual: Network, normalised: bool) -> None:
-    network = replace(residual, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4)) if normalised else residual
+    network = replace(residual, space=of_pixels((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))) if normalised else residual
     images = dream(network).images
     mean, std = (value.flatten().tolist() for value in network.input_statistics)
 

@@ -7,14 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dreamquant.network.graph import NATURAL_MEAN, NATURAL_STD, Network
+from dreamquant.network.graph import Network
+from dreamquant.network.input_space import NATURAL_MEAN, NATURAL_STD, of_pixels
 from dreamquant.synthesis import synthesize
 
 
 @pytest.mark.parametrize("known", [False, True])
 def test_moments_are_those_of_the_input_space(residual: Network, known: bool) -> None:
     mean, std = (0.4, 0.5, 0.3), (0.25, 0.2, 1.0)
-    network = replace(residual, mean=mean, std=std) if known else residual
+    network = replace(residual, space=of_pixels(mean, std)) if known else residual
     images = synthesize(network, 200, method="noise").images
     if known:  # back to pixels, these are photographs' statistics
         images = images * torch.tensor(std).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1)

@@ -14,6 +14,7 @@ from dreamquant.errors import OptionError
 from dreamquant.network.attention import probe_attention
 from dreamquant.network.capture import capture
 from dreamquant.network.graph import Network
+from dreamquant.network.input_space import of_pixels
 from dreamquant.synthesis import synthesize
 from dreamquant.synthesis._loop import total_variation
 from dreamquant.synthesis.psaq import patch_entropy
@@ -53,7 +54,7 @@ def test_total_variation_nears_the_one_that_is_given(transformer: Network) -> No
 
 
 def test_images_keep_to_the_range_of_pixels_where_the_normalisation_is_known(transformer: Network) -> None:
-    network = replace(transformer, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+    network = replace(transformer, space=of_pixels((0.4, 0.5, 0.6), (0.2, 0.3, 0.4)))
     images = synthesize(network, 2, method="psaq", steps=5).images
     pixels = images * torch.tensor(network.std).view(-1, 1, 1) + torch.tensor(network.mean).view(-1, 1, 1)
 
@@ -92,7 +93,7 @@ def test_a_network_that_scores_no_classes_is_asked_for_none(fill: Callable[..., 
             return y
 
     network = capture(fill(Dense(), (3, 8, 6)), (3, 8, 6))
-    with pytest.raises(OptionError, match=r"the network gives \(12, 4\) an image, no class scores"):
+    with pytest.raises(OptionError, match=r"gives no class scores, .* its outputs: output \(N, 12, 4\)"):
         synthesize(network, 2, method="psaq")
     assert synthesize(network, 2, method="psaq", steps=2, class_weight=0.0).labels is None
 

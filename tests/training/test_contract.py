@@ -187,7 +187,7 @@ def test_a_network_without_batchnorm_is_trained_and_says_what_is_missing(
     fill: Callable[..., nn.Module], images: Callable[..., Tensor], caplog: pytest.LogCaptureFixture
 ) -> None:
     shape = (1, 9, 6)
-    layers = [nn.Conv2d(1, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4)]
+    layers = [nn.Conv2d(1, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 5)]
     network = capture(fill(nn.Sequential(*layers), shape), shape)
     samples = Samples(images(8, shape))
     student = quantize(network, samples, bits="W3A3")
@@ -201,7 +201,7 @@ def test_a_network_that_ends_in_a_softmax_learns_as_one_that_does_not(
     fill: Callable[..., nn.Module], images: Callable[..., Tensor]
 ) -> None:
     shape = (1, 9, 6)
-    module = fill(nn.Sequential(nn.Conv2d(1, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4)), shape)
+    module = fill(nn.Sequential(nn.Conv2d(1, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 5)), shape)
     samples = Samples(images(8, shape), torch.arange(8) % 4)
     weights = []
     for one in (module, nn.Sequential(module, nn.Softmax(1)).eval()):
@@ -220,7 +220,7 @@ def test_a_network_of_one_batch_size_is_trained(
     class Bound(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 4)
+            self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 5)
 
         def forward(self, x: Tensor) -> Tensor:
             if not self.training:  # such sizes hold for two images alone
@@ -233,7 +233,7 @@ def test_a_network_of_one_batch_size_is_trained(
     samples = Samples(images(5, (3, 5, 4)))
     student = quantize(network, samples, bits="W4A8", plan="zeroq")
     found = teach(network, student, samples, method, batch=3)
-    assert found(samples.images).shape == (5, 4)
+    assert found(samples.images).shape == (5, 5)
     assert not same(found, student)
 
 

@@ -2,7 +2,8 @@
 
 The contract: `name(network, samples, plan, *, bits, callback, ...) -> Allocation`: the plan with `layers` of its own, and a row
 of what was measured for each layer. Divergences are mean Kullback-Leibler divergences of the quantized network's softmax from
-the float one's on the samples, in nats.
+the float one's on the samples, in nats; of outputs that are no classes, the distance of their kind (`network.answers`); of
+several outputs, the sum.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Sensitivity: how far single quantizers, each alone in an otherwise float network, move what the network says.
 
 The measure of ZeroQ's mixed precision (Cai et al., CVPR 2020, eq. 4) and of RSD's hybrid quantization (GVSL, Kumar et al., 2020,
-algorithm 2): the mean Kullback-Leibler divergence of the changed network's softmax from the float one's, in nats.
+algorithm 2): the mean Kullback-Leibler divergence of the changed network's softmax from the float one's, in nats; of outputs
+that are no classes their own `distance`, and of several outputs the sum.
 """
 
 from __future__ import annotations
@@ -16,15 +17,17 @@ import torch
 from torch import Tensor, fx
 
 from dreamquant.errors import ModelError
-from dreamquant.network.graph import Network, first_output, input_node, whole_batches
+from dreamquant.network.answers import distances, spreads
+from dreamquant.network.graph import Network, by_image, input_node, whole_batches
 from dreamquant.network.operators import WEIGHTED, data_inputs, data_nodes, is_call
-from dreamquant.network.scores import divergence, float_scores
+from dreamquant.network.scores import float_answers
 from dreamquant.quantization.codebook import Codebook
 from dreamquant.quantization.grid import FakeQuantize, Grid
 from dreamquant.quantization.plan import Plan, change_plan, load_plan, parse_bits
-from dreamquant.quantization.quantize import CHUNK, quantize
+from dreamquant.quantization.quantize import quantize
 from dreamquant.quantization.sites import is_passthrough, weighted_nodes
 from dreamquant.quantization.student import Student, prepare, quantizer_nodes
+from dreamquant.quantization.walk import CHUNK
 from dreamquant.samples import Samples
 
 Callback = Callable[[int, int], None]  # (steps done, steps in all)
@@ -124,20 +127,25 @@ def damages(
     whole = fx.Interpreter(graph, garbage_collect_values=False)
     pieces = torch.split(samples.images, batch or _chunk(graph.graph))
     sums = [0.0] * len(changes)
+    outputs, variances = network.outputs, spreads(network.outputs, float_answers(network, samples.images))
+
+    def answers(result: Any, filled: int, count: int) -> list[Tensor]:
+        return [value[:count] for value in by_image(result, outputs, filled)]
+
     with torch.no_grad():
         for number, piece in enumerate(pieces):
             images = whole_batches(piece, batch)
-            expected = first_output(whole.run(images))
+            expected = answers(whole.run(images), len(images), len(piece))
             values = whole.env
             for index, change in enumerate(changes):
                 with _put_in(graph, change):
                     kept = {node: value for node, value in values.items() if node not in later[index]}
-                    actual = first_output(partial.run(images, initial_env=kept))
-                sums[index] += len(piece) * divergence(expected[: len(piece)], actual[: len(piece)])
+                    actual = answers(partial.run(images, initial_env=kept), len(images), len(piece))
+                sums[index] += len(piece) * distances(outputs, expected, actual, variances)
                 if callback is not None:
                     callback(number * len(changes) + index + 1, len(pieces) * len(changes))
     if not all(map(math.isfinite, sums)):
-        raise ModelError("the network's scores on the samples are not finite numbers; no layer can be told from another by them")
+        raise ModelError("the network's answers to the samples are not finite numbers; no layer can be told from another by them")
     return [total / len(samples) for total in sums]
 
 
@@ -186,9 +194,9 @@ def with_layers(plan: Plan, choices: Mapping[str, Mapping[str, Any]]) -> Plan:
     return change_plan(plan, layers={**plan.layers, **layers})
 
 
-def whole_divergence(student: Student, expected: Tensor, images: Tensor) -> float:
-    """What all of a student's quantizers do together on images (N, C, H, W), from the float scores `expected`, in nats."""
-    return divergence(expected, float_scores(student.network, images))
+def whole_divergence(student: Student, expected: list[Tensor], images: Tensor) -> float:
+    """What all of a student's quantizers do together on images (N, C, H, W), from the float answers `expected`, in nats."""
+    return distances(student.network.outputs, expected, float_answers(student.network, images))
 
 
 def sharing(names: Mapping[str, Collection[str]]) -> list[list[str]]:

@@ -7,11 +7,15 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
 
+from torch import Tensor
+
 from dreamquant.allocation import Allocation, Callback, sensitivities
 from dreamquant.allocation._sensitivity import with_layers
 from dreamquant.errors import OptionError
+from dreamquant.network.answers import agreement as agree
+from dreamquant.network.answers import distances
 from dreamquant.network.graph import Network
-from dreamquant.network.scores import divergence, float_scores, top1_agreement
+from dreamquant.network.scores import float_answers
 from dreamquant.quantization.plan import Bits, Plan
 from dreamquant.quantization.quantize import quantize
 from dreamquant.samples import Samples
@@ -29,7 +33,7 @@ def auto(
     *,
     bits: Bits,
     callback: Callback | None = None,
-    agreement: float = 99.0,  # percent of samples whose top class is the float network's
+    agreement: float = 99.0,  # percent of samples whose top class is the float network's; other outputs in their own unit
     kl: float = math.inf,  # nats; the whole student's divergence is to be at most this
     most: int = 0,  # layers that may be raised; 0: all
 ) -> Allocation:
@@ -37,7 +41,8 @@ def auto(
 
     Layers are raised in the order of the divergence that their weights and their input do alone, the worst first; how many is
     found by bisection, at 8 bits first, then, all that may be raised having 8 bits, in float by the order of what is left of
-    their damage. Every other sample is calibrated on and the rest is what agreement is measured on, a single one both.
+    their damage. Of several outputs the one that agrees least counts, and their divergences are summed. Every other sample is
+    calibrated on and the rest is what agreement is measured on, a single one both.
 
     Rows: the damage (nats) at the plan's bits, and the decision. Totals: agreement (percent) and divergence (nats) before and
     after. Raises `OptionError` for impossible options, and where what is asked cannot be reached, or by the float network alone.
@@ -48,8 +53,12 @@ def auto(
     damage = _damage(network, seen, plan, bits, callback)
     ranking = sorted(damage, key=lambda name: -damage[name])[: most or None]
     every, worst = len(ranking), ranking
-    expected = float_scores(network, held_out.images)
+    expected = float_answers(network, held_out.images)
     measured: dict[tuple[int, int], tuple[float, float]] = {}
+
+    def agreed(actual: list[Tensor]) -> float:
+        found = zip(network.outputs, expected, actual, strict=True)
+        return min(agree(output, one, other) for output, one, other in found if output.axis is not None)
 
     def raised(eight: int, kept: int) -> Plan:
         return with_layers(plan, {**dict.fromkeys(ranking[:eight], EIGHT), **dict.fromkeys(worst[:kept], FLOAT)})
@@ -57,8 +66,8 @@ def auto(
     def fits(eight: int, kept: int) -> bool:
         if (eight, kept) not in measured:
             student = quantize(network, seen, bits=str(bits), plan=raised(eight, kept))
-            actual = float_scores(student.network, held_out.images)
-            measured[eight, kept] = top1_agreement(expected, actual), divergence(expected, actual)
+            actual = float_answers(student.network, held_out.images)
+            measured[eight, kept] = agreed(actual), distances(network.outputs, expected, actual)
         reached = measured[eight, kept]
         return reached[0] >= agreement and reached[1] <= kl
 

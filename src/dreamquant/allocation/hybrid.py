@@ -16,7 +16,7 @@ from dreamquant.allocation._sensitivity import (
 )
 from dreamquant.errors import OptionError, unknown
 from dreamquant.network.graph import Network
-from dreamquant.network.scores import float_scores
+from dreamquant.network.scores import float_answers
 from dreamquant.quantization.plan import Bits, Plan
 from dreamquant.quantization.quantize import quantize
 from dreamquant.samples import Samples
@@ -53,7 +53,7 @@ def hybrid(
     """
     _check(mode, threshold, tolerance)
     names = quantized_layers(network, plan)
-    images, expected = samples.images, float_scores(network, samples.images)
+    images, expected = samples.images, float_answers(network, samples.images)
     plans = {kind: with_layers(plan, {name: {"granularity": kind} for name in names}) for kind in ("tensor", "channel")}
     students = {kind: quantize(network, samples, bits=str(bits), plan=one) for kind, one in plans.items()}
     grids = {kind: layer_grids(student) for kind, student in students.items()}

@@ -10,7 +10,7 @@ from dreamquant.allocation._solver import damage
 from dreamquant.allocation._table import frontier, measure
 from dreamquant.errors import OptionError, unknown
 from dreamquant.network.graph import Network
-from dreamquant.network.scores import float_scores
+from dreamquant.network.scores import float_answers
 from dreamquant.quantization.plan import LARGEST_BITS, SMALLEST_BITS, Bits, Plan
 from dreamquant.quantization.quantize import quantize
 from dreamquant.samples import Samples
@@ -58,7 +58,7 @@ def mixed(
             f"mixed.average is {average:g}; even the fewest bits of mixed.choices everywhere ({widths[0]}) cost more"
         )
     changed = with_layers(plan, table.fields(best))
-    expected = float_scores(network, samples.images)
+    expected = float_answers(network, samples.images)
 
     def whole(one: Plan) -> float:
         return whole_divergence(quantize(network, samples, bits=str(bits), plan=one), expected, samples.images)

@@ -1,29 +1,69 @@
-"""How near a quantized network is to the float one, with no labels: agreement, divergence, and which layers are hurt."""
+"""How near a quantized network is to the float one, with no labels: agreement, distance, and which layers are hurt."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, fx
 
+from dreamquant.network.answers import UNITS, distance, is_exclusive, relative_error, spreads, unit
+from dreamquant.network.answers import agreement as agree
 from dreamquant.network.graph import whole_batches
 from dreamquant.network.operators import PRODUCTS, WEIGHTED, is_call
-from dreamquant.network.scores import divergence, top1_agreement
+from dreamquant.network.outputs import CLASSES, FEATURES, REGIONS, VALUES, Output, main_output
 from dreamquant.quantization.student import Student
 from dreamquant.quantization.walk import Chunks, walk
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Float network against quantized one on images that did not calibrate it.
+    """Float network against quantized one on images that did not calibrate it, by the main output; `outputs` has them all.
 
-    `top1` in percent; `kl` is the mean Kullback-Leibler divergence of the quantized softmax from the float one, in nats.
+    `top1` is a percentage of `unit`: of an output of classes the images with the same top class, of another `kind` what that is
+    counted in. `kl` is the distance: of classes the mean Kullback-Leibler divergence of the quantized softmax from the float
+    one, in nats, of others that of their kind (`network.answers`).
     """
 
     samples: int
     top1: float
     kl: float
+    kind: str = CLASSES
+    unit: str = UNITS[CLASSES]
+    outputs: list[OutputAgreement] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class OutputAgreement:
+    """The same of one output; `known` and `why` say how its kind is known, and `counted` of how many answers (images, labels,
+    pixels, steps, or numbers) it tells. `relative_error`, for values only, is the root mean square of the errors over that of
+    what the float network's answers to different images differ by."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: str
+    known: str
+    why: str
+    unit: str
+    agreement: float
+    distance: float
+    counted: int
+    relative_error: float | None
+
+    @property
+    def text(self) -> str:
+        """What is told of it, in one line."""
+        if self.relative_error is not None:
+            decibels = "" if self.relative_error == 0 else f" ({-20 * math.log10(self.relative_error):.1f} dB)"
+            return f"errors are {100 * self.relative_error:.2f} % of what the float network's answers differ by{decibels}"
+        if self.kind == FEATURES:
+            return f"mean cosine {self.agreement / 100:.5f} with the float network's"
+        if self.kind == REGIONS:
+            return f"F1 {self.agreement:.1f} % of boxes against the float network's, distance {self.distance:.4f}"
+        far = "" if self.kind == VALUES else f", KL {self.distance:.4f}"
+        return f"{self.agreement:.1f} % {self.unit} with the float network{far}"
 
 
 @dataclass(frozen=True)
@@ -34,9 +74,28 @@ class LayerError:
     sqnr: float
 
 
-def agreement(expected: Tensor, actual: Tensor) -> Agreement:
-    """Compare scores of the float network and of the quantized one; class scores lie along axis 1."""
-    return Agreement(len(expected), top1_agreement(expected, actual), divergence(expected, actual))
+def agreement(outputs: Sequence[Output], expected: Sequence[Tensor], actual: Sequence[Tensor]) -> Agreement:
+    """Compare the answers (N, ...) of the float network and of the quantized one, output by output."""
+    variances = spreads(outputs, expected)
+    found = [_of_output(*one) for one in zip(outputs, expected, actual, variances, strict=True)]
+    main = found[main_output(outputs)]
+    return Agreement(len(expected[0]), main.agreement, main.distance, main.kind, main.unit, found)
+
+
+def _of_output(output: Output, expected: Tensor, actual: Tensor, variance: float) -> OutputAgreement:
+    counted = expected.numel() // (expected.shape[output.places] if is_exclusive(output, expected) else 1)
+    return OutputAgreement(
+        name=output.name,
+        shape=output.shape,
+        kind=output.kind,
+        known=output.known,
+        why=output.why,
+        unit=unit(output),
+        agreement=agree(output, expected, actual),
+        distance=distance(output, expected, actual, variance),
+        counted=counted,
+        relative_error=relative_error(expected, actual) if output.kind == VALUES and output.form != "numbers" else None,
+    )
 
 
 def layer_errors(student: Student, images: Tensor) -> list[LayerError]:

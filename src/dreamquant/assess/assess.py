@@ -7,17 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from dreamquant.assess.agreement import Agreement, LayerError, agreement, layer_errors
 from dreamquant.assess.latency import Latency, compare_latency
 from dreamquant.assess.probes import probe
 from dreamquant.assess.trust import Trust, trust
 from dreamquant.export.export import Artifact
-from dreamquant.export.onnx_emit import emit
+from dreamquant.export.onnx_emit import emit_network
 from dreamquant.network.attention import attentions
 from dreamquant.network.graph import Network
-from dreamquant.network.scores import float_scores
+from dreamquant.network.scores import file_answers, float_answers
 from dreamquant.quantization.student import Student
 from dreamquant.runtime import onnx_runner
 from dreamquant.samples import Samples
@@ -29,7 +27,7 @@ LAYER_SAMPLES = 32
 class Assessment:
     """`agreement` is between the float network and the exported file in ONNX Runtime, on held-out samples; sizes in bytes.
 
-    `trust` is None where the network gives no scores of classes, or nobody asked.
+    `trust` is None where the network is not known to give scores of classes, or nobody asked.
     """
 
     agreement: Agreement
@@ -50,22 +48,24 @@ def assess(
     *,
     learned: bool = False,
 ) -> Assessment:
-    """Agreement and divergence on samples that set no range, SQNR of each layer, and size and latency of the file against the
+    """Agreement of every output on samples that set no range, SQNR of each layer, and size and latency of the file against the
     float network's own ONNX file, both run alternately in ONNX Runtime on one thread.
 
     With the `probes` of `assess.probes` there is an estimate of the accuracy that is lost; `learned` says that rounding or
     weights were learnt on images.
     """
-    expected = float_scores(network, held_out.images)
+    expected = float_answers(network, held_out.images)
     runner = onnx_runner(artifact.path)
-    actual = torch.from_numpy(runner(held_out.images.contiguous().numpy()))
+    actual = file_answers(network, runner, held_out.images)
     answers = [probe(network, runner, samples) for samples in probes]
     with tempfile.TemporaryDirectory() as folder:
         reference = float_file(network, Path(folder))
-        latency = compare_latency(reference, artifact.path, input_shape=network.input_shape, batch=network.batch or 1)
+        latency = compare_latency(
+            reference, artifact.path, input_shape=network.input_shape, batch=network.batch or 1, layout=network.space.layout
+        )
         size = reference.stat().st_size
     return Assessment(
-        agreement=agreement(expected, actual),
+        agreement=agreement(network.outputs, expected, actual),
         layers=layer_errors(student, held_out.images[:LAYER_SAMPLES]),
         float_layers=student.float_layers(),
         float_size=size,
@@ -80,5 +80,5 @@ def float_file(network: Network, folder: Path) -> Path:
     if network.source.kind == "onnx" and network.source.path is not None:
         return network.source.path
     path = folder / "float.onnx"
-    path.write_bytes(emit(network.graph, input_shape=network.input_shape, batch=network.batch).SerializeToString())
+    path.write_bytes(emit_network(network).SerializeToString())
     return path

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +14,15 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dreamquant.assess.contents import Contents, contents
-from dreamquant.assess.labelled import LabelledImages, check_normalisation
+from dreamquant.assess.labelled import LabelledImages
 from dreamquant.assess.latency import Latency, compare_latency
 from dreamquant.assess.paired import Array, OutputError, PairedAccuracy, Ranks, Tally
-from dreamquant.errors import DataError, ModelError, OptionError
+from dreamquant.errors import DataError, DreamQuantError, ModelError, OptionError
 from dreamquant.network.graph import Network, Source
-from dreamquant.network.load import stored_normalisation
+from dreamquant.network.input_space import InputSpace, Statement, format_numbers, of_properties, standard, stated
+from dreamquant.network.load import load
+from dreamquant.network.outputs import Output as KindOfOutput
+from dreamquant.network.outputs import restated
 from dreamquant.plain import plain_torch
 from dreamquant.runtime import OnnxRunner, Output, onnx_runner
 from dreamquant.samples import Samples
@@ -29,7 +32,6 @@ COUNT, CHUNK = 64, 32  # procedural images where no others are given; images at 
 _NUMBERS = {"bool", "double", "float", "float16"} | {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 
 Batches = Iterable[tuple[NDArray[np.float32], NDArray[np.int64]]]  # images and labels; -1 where nobody has told them
-Pixels = tuple[Sequence[float], Sequence[float]]  # mean and std; both empty where they are not known
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,10 @@ def compare(
     input_shape: tuple[int, int, int] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    pixels: str | None = None,
+    layout: str | None = None,
+    channels: str | None = None,
+    outputs: Mapping[str, str] | None = None,
     count: int = COUNT,
     batch: int | None = None,
     threads: int = 1,
@@ -73,26 +79,29 @@ def compare(
     """Compare two ONNX files; outputs on `samples`, else on `data`, else on `count` procedural images of `seed`.
 
     Where there are both, accuracy is that on `data`. `input_shape` is (C, H, W), for what both files leave open. `mean` and
-    `std` normalise `data` and procedural images; those stored in the files are used where none are given. Latency is of `batch`
-    images, where it is None of 1 or what the files take; `threads` is the number inside one operator, here and there: idle
-    threads of one file would keep the other waiting. `callback` hears (images done, images in all).
+    `std`, `pixels` and `channels` state what both files are fed, as in `load`, and `layout` how they take it; what the files
+    store is used where nothing is stated. `outputs` states kinds of outputs, by a's names (`network.outputs`); the others' are
+    found in the first file that can be read. Latency is of `batch` images, where it is None of 1 or what the files take;
+    `threads` is the number inside one operator, here and there: idle threads of one file would keep the other waiting.
+    `callback` hears (images done, images in all).
 
     Raises ModelError for files that the runtime refuses, whose inputs or outputs do not fit each other, or whose outputs are
     not finite numbers; DataError for images or labels that do not fit the files; OptionError for impossible options.
     """
-    if bool(mean) != bool(std):
-        raise OptionError("mean and std belong together: give both or none")
     a, b = Path(a), Path(b)
-    files = _files(onnx_runner(a, threads=threads), onnx_runner(b, threads=threads), input_shape, samples)
-    pixels: Pixels = ((), ()) if samples is not None and data is None else _normalisation(files, mean, std)
-    real = None if data is None else _real(files, data, pixels)
+    statement = Statement(tuple(mean or ()) or None, tuple(std or ()) or None, pixels, layout, channels)
+    first, second = (onnx_runner(path, threads=threads, layout=layout) for path in (a, b))
+    files = _files(first, second, input_shape, samples)
+    space = InputSpace() if samples is not None and data is None else _space(files, statement)
+    real = None if data is None else _real(files, data, space)
     if samples is not None:
         samples.check(files.input_shape)
-    images = _given(files, samples) if samples is not None else real or _procedural(files, pixels, count, seed)
+    images = _given(files, samples) if samples is not None else real or _procedural(files, space, count, seed)
     stored = contents(a), contents(b)
     latency, untimed = _latency(files, (a, b), batch, threads, rounds)
-    tallies = _tallies(files, stored)
-    ranks = None if data is None or data.labels.min() < 0 else Ranks(int(data.labels.max()), [name for name, _ in files.pairs])
+    kinds, unknown_kinds = _kinds(files, (a, b), outputs or {})
+    tallies = _tallies(files, stored, kinds)
+    ranks = None if data is None or data.labels.min() < 0 else Ranks(int(data.labels.max()), tallies)
     for done, values, labels in files.answers(images.batches):
         for tally, (one, other) in zip(tallies, values, strict=True):
             tally.add(one, other, len(labels))
@@ -113,14 +122,32 @@ def compare(
         matched=files.matched,
         outputs=[tally.result() for tally in tallies],
         accuracy=None if ranks is None else ranks.result(),
-        notes=[*files.notes, *images.notes, *untimed, *_unlabelled(data, ranks)],
+        notes=[*files.notes, *unknown_kinds, *images.notes, *untimed, *_unlabelled(data, ranks)],
     )
 
 
-def _tallies(files: _Files, stored: tuple[Contents, Contents]) -> list[Tally]:
+def _tallies(files: _Files, stored: tuple[Contents, Contents], kinds: Mapping[str, KindOfOutput]) -> list[Tally]:
     one, other = stored
     names = files.a.name, files.b.name
-    return [Tally(names, (x, y), (x in one.probabilities, y in other.probabilities)) for x, y in files.pairs]
+    return [Tally(names, (x, y), (x in one.probabilities, y in other.probabilities), kinds.get(x)) for x, y in files.pairs]
+
+
+def _kinds(files: _Files, paths: tuple[Path, Path], stated: Mapping[str, str]) -> tuple[dict[str, KindOfOutput], list[str]]:
+    """What the outputs are, by a's names, from the first of the files that can be read; and notes on how that is known."""
+    reasons = []
+    for place, path in enumerate(paths):
+        try:
+            network = load(path, input_shape=files.input_shape)
+        except DreamQuantError as error:
+            reasons.append(str(error))
+            continue
+        names = {pair[place]: pair[0] for pair in files.pairs}
+        found = tuple(replace(output, name=names[output.name]) for output in network.outputs)
+        known = restated(replace(network, outputs=found), stated)
+        return {output.name: output for output in known if output.certain}, []
+    if stated:
+        raise OptionError(f"kinds of outputs are stated, and neither file can be read to hold them against it: {reasons[0]}")
+    return {}, ["neither file can be read, so outputs of classes are told by their shape"]
 
 
 # ---- two files
@@ -154,7 +181,7 @@ class _Files:
         return [f"the files name their outputs differently, so these were matched by order: {names}"]
 
     def answers(self, batches: Batches) -> Iterator[tuple[int, list[tuple[Array, Array]], NDArray[np.int64]]]:
-        """For each batch how many images are done with it, the pairs of outputs, and its labels.
+        """For each batch how many images are done with it, the pairs of outputs, the images first, and its labels.
 
         Files bound to a batch size both get whole batches, the last filled up with copies of its first image.
         """
@@ -165,7 +192,13 @@ class _Files:
             whole = np.concatenate([images, np.repeat(images[:1], surplus, axis=0)]) if surplus else images
             found = zip(self.a.run(whole, ones), self.b.run(whole, others), strict=True)
             done += size
-            yield done, [(_cut(one, len(whole), size), _cut(other, len(whole), size)) for one, other in found], labels
+            moved = [
+                (np.moveaxis(one, self.a.axes[x], 0), np.moveaxis(other, self.b.axes[y], 0))
+                if one.ndim == other.ndim
+                else (one, other)
+                for (x, y), (one, other) in zip(self.pairs, found, strict=True)
+            ]
+            yield done, [(_cut(one, len(whole), size), _cut(other, len(whole), size)) for one, other in moved], labels
 
 
 def _cut(output: Array, filled: int, size: int) -> Array:
@@ -251,15 +284,18 @@ class _Images:
     notes: list[str] = field(default_factory=list)
 
 
-def _normalisation(files: _Files, mean: Sequence[float] | None, std: Sequence[float] | None) -> Pixels:
-    if mean and std:
-        return mean, std
-    stored = [found for runner in (files.a, files.b) if all(found := stored_normalisation(runner.metadata))]
-    if len(stored) == 2 and stored[0] != stored[1]:
-        said = [" and ".join(",".join(f"{value:g}" for value in values) for values in found) for found in stored]
-        both = f"{files.a.name} stores mean and std {said[0]}, and {files.b.name} {said[1]}"
-        raise OptionError(f"{both}: say with --mean and --std how pixels are normalised")
-    return stored[0] if stored else ((), ())
+def _space(files: _Files, statement: Statement) -> InputSpace:
+    """What both files are fed: as it is stated, else as they say; unknown where neither tells."""
+    channels = files.input_shape[0]
+    found = stated(statement, channels, files.a.name)
+    if found is None:
+        written = [space for runner in (files.a, files.b) if (space := of_properties(runner.metadata, channels)) and space.mean]
+        if len(written) == 2 and (written[0].mean, written[0].std) != (written[1].mean, written[1].std):
+            said = [" and ".join(format_numbers(values) for values in (space.mean, space.std)) for space in written]
+            both = f"{files.a.name} stores mean and std {said[0]}, and {files.b.name} {said[1]}"
+            raise OptionError(f"{both}: say with --mean and --std how pixels are normalised")
+        found = written[0] if written else InputSpace()
+    return replace(found, channels=statement.channels or found.channels)
 
 
 def _given(files: _Files, samples: Samples) -> _Images:
@@ -269,26 +305,23 @@ def _given(files: _Files, samples: Samples) -> _Images:
     return _Images(f"{len(samples)} samples{made}", len(samples), batches)
 
 
-def _real(files: _Files, data: LabelledImages, pixels: Pixels) -> _Images:
-    mean, std = pixels
-    if not mean or not std:
+def _real(files: _Files, data: LabelledImages, space: InputSpace) -> _Images:
+    if not space.mean:
         both = f"neither {files.a.name} nor {files.b.name} stores how pixels are normalised"
-        raise OptionError(f"{both}: give --mean and --std")
-    batches = data.batches(files.step, input_shape=files.input_shape, mean=mean, std=std)
+        raise OptionError(f"{both}: give --mean and --std, or --pixels")
+    batches = data.batches(files.step, input_shape=files.input_shape, mean=space.mean, std=space.std, channels=space.channels)
     kind = "images without labels" if data.labels.min() < 0 else "labelled images"
     return _Images(f"{len(data)} {kind}", len(data), batches)
 
 
-def _procedural(files: _Files, pixels: Pixels, count: int, seed: int) -> _Images:
-    """Images by `fractal`, which asks a network for nothing but the shape of its images and their normalisation."""
-    mean, std = (tuple(values) for values in pixels)
-    if mean:
-        check_normalisation(mean, std, channels=files.input_shape[0])
-    blank = Network(torch.fx.symbolic_trace(nn.Identity()), files.input_shape, Source("onnx", files.a.name), mean, std)
+def _procedural(files: _Files, space: InputSpace, count: int, seed: int) -> _Images:
+    """Images by `fractal`, which asks a network for nothing but the shape of its images and what numbers they are."""
+    known = space if space.is_known else standard(files.input_shape[0])
+    blank = Network(torch.fx.symbolic_trace(nn.Identity()), files.input_shape, Source("onnx", files.a.name), known)
     made = synthesize(blank, count, method="fractal", seed=seed)
     images = _given(files, made)
     notes = ["neither samples nor data were given: the images are procedural, and the files may differ more on real ones"]
-    if not mean:
+    if not space.is_known:
         notes.append("no normalisation is known: the images have mean 0 and deviation 1")
     return _Images(f"{count} procedural images (dead leaves under 1/f texture, seed {seed})", count, images.batches, notes)
 

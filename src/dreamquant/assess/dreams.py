@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from dreamquant.errors import DataError, ModelError
 from dreamquant.network.graph import Network
-from dreamquant.network.scores import class_probabilities
+from dreamquant.network.scores import scores_classes
 from dreamquant.network.statistics import EPSILON, BatchNormStatistics, batch_norms, probe, watch
 from dreamquant.quantization.plan import Plan, load_plan, parse_bits
 from dreamquant.quantization.sites import activation_sites
@@ -121,7 +121,7 @@ def measure(network: Network, samples: Samples, *, real: Tensor | None = None, p
         norms=[_norm(norm, found) for norm, found in zip(batch_norms(network), statistics, strict=True)],
         feature_diversity=diversity(embedding),
         pixel_diversity=diversity(images.flatten(1)),
-        classes=_classes(class_probabilities(network, scores), labels),
+        classes=_classes(scores.softmax(1) if scores_classes(network) else None, labels),
         coverage=None if real is None else _coverage(network, images, real, plan),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from dreamquant.assess.labelled import LabelledImages
 from dreamquant.errors import DataError, ModelError, OptionError
 from dreamquant.network.graph import Network
-from dreamquant.network.load import load, stored_normalisation
+from dreamquant.network.input_space import InputSpace, Statement, of_properties, stated
+from dreamquant.network.load import load
+from dreamquant.network.outputs import main_output
 from dreamquant.runtime import onnx_runner
 
 Run = Callable[[NDArray[np.float32]], NDArray[Any]]
@@ -29,6 +31,7 @@ class Runnable:
     input_shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    channels: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ def evaluate(
     input_shape: tuple[int, int, int],
     mean: Sequence[float],
     std: Sequence[float],
+    channels: str = "",
     batch: int = 64,
     callback: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
@@ -70,7 +74,7 @@ def evaluate(
     predictions: list[NDArray[np.int64]] = []
     ranks: list[NDArray[np.int64]] = []
     seconds, done = 0.0, 0
-    for images, labels in data.batches(batch, input_shape=input_shape, mean=mean, std=std):
+    for images, labels in data.batches(batch, input_shape=input_shape, mean=mean, std=std, channels=channels):
         began = time.perf_counter()
         output = run(images)
         seconds += time.perf_counter() - began
@@ -118,6 +122,11 @@ def runnable(
     input_shape: tuple[int, int, int] | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    pixels: str | None = None,
+    layout: str | None = None,
+    channels: str | None = None,
+    force: bool = False,
+    trust: bool = False,
 ) -> Runnable:
     """What `model` names: an ONNX file, quantized or not, as it is in ONNX Runtime, anything else as the network that it is.
 
@@ -126,15 +135,26 @@ def runnable(
     """
     run: Run
     if model.endswith(".onnx"):
-        run = runner = onnx_runner(Path(model))
+        statement = Statement(mean or None, std or None, pixels, layout, channels)
+        run = runner = onnx_runner(Path(model), layout=layout)
         input_shape = input_shape or _known_shape(runner.input_shape, model)
-        if not mean or not std:
-            mean, std = stored_normalisation(runner.metadata)
+        found = stated(statement, input_shape[0], model) or of_properties(runner.metadata, input_shape[0])
+        space = replace(found or InputSpace(), channels=channels or (found.channels if found else ""))
     else:
-        network = load(model, input_shape=input_shape, mean=mean, std=std)
-        run, input_shape, mean, std = torch_runner(network), network.input_shape, network.mean, network.std
-    check_normalised(model, mean, std)
-    return Runnable(run, input_shape, mean, std)
+        network = load(
+            model,
+            input_shape=input_shape,
+            mean=mean,
+            std=std,
+            pixels=pixels,
+            layout=layout,
+            channels=channels,
+            force=force,
+            trust=trust,
+        )
+        run, input_shape, space = torch_runner(network), network.input_shape, network.space
+    check_normalised(model, space.mean, space.std)
+    return Runnable(run, input_shape, space.mean, space.std, space.channels)
 
 
 def _known_shape(shape: tuple[int | None, int | None, int | None], model: str) -> tuple[int, int, int]:
@@ -147,14 +167,15 @@ def _known_shape(shape: tuple[int | None, int | None, int | None], model: str) -
 def check_normalised(model: str, mean: Sequence[float], std: Sequence[float]) -> None:
     """Raise OptionError unless it is known how the pixels that `model` takes are normalised."""
     if not mean or not std:
-        raise OptionError(f"{model} does not store how pixels are normalised: give --mean and --std")
+        raise OptionError(f"{model} does not store how pixels are normalised: give --mean and --std, or --pixels")
 
 
 def torch_runner(network: Network) -> Run:
-    """A network as a function over numpy batches: float32 (n, C, H, W) -> its first output, without gradients."""
+    """A network as a function over numpy batches: float32 (n, C, H, W) -> its first output of classes, else its first output."""
+    place = main_output(network.outputs)
 
     def run(images: NDArray[np.float32]) -> NDArray[Any]:
         with torch.inference_mode():
-            return network(torch.from_numpy(images)).numpy()
+            return network.answers(torch.from_numpy(images))[place].numpy()
 
     return run

@@ -10,6 +10,7 @@ from dreamquant.methods import find_method, method_names
 from dreamquant.network.attention import attentions
 from dreamquant.network.graph import Network
 from dreamquant.network.operators import WEIGHTED, is_call
+from dreamquant.network.outputs import Output
 from dreamquant.network.segments import segments
 from dreamquant.network.statistics import batch_norms
 from dreamquant.quantization.plan import Bits, Plan
@@ -66,13 +67,15 @@ class Site:
 class Inspection:
     """A network as it was loaded, and the `sites` that a plan quantizes of it.
 
-    `synthesis` is what each synthesis method would need that the network does not have; empty where it can work. `sensitivity`
-    is what each layer alone does to the answers, the worst first; None where nobody asked.
+    `outputs` are its answers, of what kind each is and how that is known. `synthesis` is what each synthesis method would need
+    that the network does not have; empty where it can work. `sensitivity` is what each layer alone does to the answers, the worst
+    first; None where nobody asked.
     """
 
     model: str
     input_shape: tuple[int, int, int]
     batch: int | None
+    outputs: tuple[Output, ...]
     layers: list[Layer]
     batch_norms: list[Norm]
     attentions: list[Attention]
@@ -96,6 +99,7 @@ def inspect(network: Network, plan: Plan, bits: Bits) -> Inspection:
         model=network.source.text,
         input_shape=network.input_shape,
         batch=network.batch,
+        outputs=network.outputs,
         layers=[
             Layer(node.name, str(node.target), node.args[1].meta["shape"], node.meta["shape"][1:])
             for node in network.graph.graph.nodes

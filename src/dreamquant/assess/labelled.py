@@ -9,7 +9,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from dreamquant.errors import DataError, OptionError, blamed
+from dreamquant.errors import DataError, OptionError, blamed, unknown
 from dreamquant.limits import check_archive, check_memory
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -27,6 +27,10 @@ IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".p
 LARGEST_IMAGE = 89_478_485  # pixels; above it Pillow, too, suspects a bomb
 LARGEST_FILE = 8 * LARGEST_IMAGE  # bytes: four channels and whatever is stored beside them
 _BATCH_BYTES = 1 + 4 + 4  # of a value: as a pixel, as a number, and as a normalised one
+RESIZES = ("cover", "letterbox", "stretch")
+LARGEST_SIDE = 2**14
+LETTERBOX = 114  # the grey of the borders, as YOLO's detectors have it
+
 _MODES = {1: "L", 3: "RGB"}
 _DEEP_MODES = ("I", "F")  # more than 8 bits a channel: Pillow would clip instead of scale
 Reader = Callable[[int], Image.Image]
@@ -37,11 +41,12 @@ class LabelledImages:
     """Images of any size with the number of the class of each.
 
     `labels` is int64 (N,), none negative, or -1 for every image where nobody has told the classes. `reader` opens the source
-    and gives the function that decodes image i.
+    and gives the function that decodes image i, `resize` is how images come to a network's size.
     """
 
     labels: NDArray[np.int64]
     reader: Callable[[], AbstractContextManager[Reader]] = field(repr=False)
+    resize: str = "cover"
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -57,18 +62,26 @@ class LabelledImages:
             with self.reader() as read:
                 yield lambda i: read(int(chosen[i]))
 
-        return LabelledImages(self.labels[chosen], reader)
+        return LabelledImages(self.labels[chosen], reader, self.resize)
 
     def batches(
-        self, size: int, *, input_shape: tuple[int, int, int], mean: Sequence[float], std: Sequence[float]
+        self,
+        size: int,
+        *,
+        input_shape: tuple[int, int, int],
+        mean: Sequence[float],
+        std: Sequence[float],
+        channels: str = "",
     ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
         """Batches of `size` (the last may be smaller) as a network of `input_shape` (C, H, W) takes them: float32
         (n, C, H, W) with int64 (n,) labels, in order.
 
-        Images become grey (C = 1) or RGB (C = 3); one of another size is scaled, bilinear with antialiasing, until it
-        covers (H, W) and cut around its centre; pixels are (x / 255 - mean) / std. EXIF orientation is not applied, as
-        training code does not. Raises OptionError for a wrong `size`, `mean` or `std`, DataError for a network that
-        takes neither 1 nor 3 channels and for a broken image.
+        Images become grey (C = 1) or RGB (C = 3), BGR where that is what `channels` says. One of another size is scaled, bilinear
+        with antialiasing, as `resize` says: until it covers (H, W), and cut around its centre ("cover"); until its shorter side
+        has so many pixels, and cut likewise ("256"); until it fits into (H, W), between borders of grey 114 ("letterbox"); or to
+        (H, W) whatever its own shape ("stretch"). Pixels are (x / 255 - mean) / std. EXIF
+        orientation is not applied, as training code does not. Raises OptionError for a wrong `size`, `mean` or `std`, DataError
+        for a network that takes neither 1 nor 3 channels and for a broken image.
         """
         if size < 1:
             raise OptionError(f"a batch of {size} images is impossible, it must be at least 1")
@@ -78,18 +91,16 @@ class LabelledImages:
         together = min(size, len(self))
         needed = _BATCH_BYTES * together * math.prod(input_shape)
         check_memory(needed, f"a batch of {together} images {input_shape}", OptionError)
-        return self._batches(size, input_shape, mean, std)
+        shift, scale = (np.asarray(values, np.float32).reshape(1, -1, 1, 1) for values in (mean, std))
+        order = -1 if channels == "bgr" else 1
+        pixels = ((pixels[:, ::order], labels) for pixels, labels in self._batches(size, input_shape))
+        return (((values.astype(np.float32) / np.float32(255) - shift) / scale, labels) for values, labels in pixels)
 
-    def _batches(
-        self, size: int, input_shape: tuple[int, int, int], mean: Sequence[float], std: Sequence[float]
-    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
-        shift = np.asarray(mean, np.float32).reshape(1, -1, 1, 1)
-        scale = np.asarray(std, np.float32).reshape(1, -1, 1, 1)
+    def _batches(self, size: int, input_shape: tuple[int, int, int]) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
         with self.reader() as read:
             for start in range(0, len(self), size):
                 labels = self.labels[start : start + size]
-                pixels = np.stack([_pixels(read(start + i), input_shape) for i in range(len(labels))])
-                yield (pixels.astype(np.float32) / np.float32(255) - shift) / scale, labels
+                yield np.stack([_pixels(read(start + i), input_shape, self.resize) for i in range(len(labels))]), labels
 
 
 def load_labelled(
@@ -98,6 +109,7 @@ def load_labelled(
     labels: str | os.PathLike[str] | None = None,
     label_column: str = "label",
     required: bool = True,
+    resize: str = "cover",
 ) -> LabelledImages:
     """Labelled images from one of
 
@@ -105,23 +117,25 @@ def load_labelled(
     - a folder or a .zip with the csv `labels`: its `file` column is the name inside, `label_column` the class number;
       images that the csv does not name are left out;
     - an .npz with `x` uint8 (N, H, W, C) or (N, H, W), and integer `y` (N,);
-    - where labels are not `required`, a folder of images or a .zip without any.
+    - where labels are not `required`, a folder of images, a .zip or an .npz without any.
 
-    Zip files are read in place, image by image. Raises DataError when anything is missing, unreadable or not as said
+    `resize` is how images come to a network's size, as `LabelledImages.batches` does it. Zip files are read in place, image by
+    image. Raises DataError when anything is missing, unreadable or not as said
     here, OptionError when `labels` are given for an .npz.
     """
     path, labels = Path(path), None if labels is None else Path(labels)
+    check_resize(resize)
     if labels is not None and not labels.is_file():
         raise DataError(f"there is no file {labels} with labels")
     if not path.exists():
         raise DataError(f"{path} does not exist")
     with blamed(DataError, f"{path} cannot be read"):
         if path.is_dir():
-            return _from_folder(path, labels, label_column, required)
+            return replace(_from_folder(path, labels, label_column, required), resize=resize)
         if path.suffix.lower() == ".zip":
-            return _from_zip(path, labels, label_column, required)
+            return replace(_from_zip(path, labels, label_column, required), resize=resize)
         if path.suffix.lower() == ".npz":
-            return _from_npz(path, labels)
+            return replace(_from_npz(path, labels, required), resize=resize)
     raise DataError(f"{path} is not a kind of labelled data that is known (known: a folder, .npz, .zip)")
 
 
@@ -193,25 +207,27 @@ def _members(path: Path) -> set[str]:
         raise DataError(f"{path} is not a readable zip file: {_line(error)}") from error
 
 
-def _from_npz(path: Path, labels: Path | None) -> LabelledImages:
+def _from_npz(path: Path, labels: Path | None, required: bool) -> LabelledImages:
     if labels is not None:
         raise OptionError(f"{path} has its own labels, those of {labels} cannot be used")
-    images, classes = _arrays(path)
+    images, classes = _arrays(path, required)
     if images.dtype != np.uint8:
         raise DataError(f"x of {path} is {images.dtype}, it must be uint8 pixels in 0..255")
     if not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] in _MODES)) or images.size == 0:
         raise DataError(f"x of {path} has shape {images.shape}, it must be (N, H, W) or (N, H, W, 1 or 3)")
+    if images.ndim == 4 and images.shape[3] == 1:
+        images = images[..., 0]
+    if classes is None:
+        return LabelledImages(np.full(len(images), -1), lambda: nullcontext(lambda i: Image.fromarray(images[i])))
     if classes.dtype.kind not in "iu" or classes.shape != images.shape[:1]:
         raise DataError(f"y of {path} is {classes.dtype} {classes.shape}, it must be an integer for each of {len(images)} images")
     numbers = classes.astype(np.int64)
     if numbers.min() < 0:
         raise DataError(f"y of {path} has the negative label {numbers.min()}")
-    if images.ndim == 4 and images.shape[3] == 1:
-        images = images[..., 0]
     return LabelledImages(numbers, lambda: nullcontext(lambda i: Image.fromarray(images[i])))
 
 
-def _arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
+def _arrays(path: Path, required: bool) -> tuple[NDArray[Any], NDArray[Any] | None]:
     if not zipfile.is_zipfile(path):
         raise DataError(f"{path} is not a readable npz file: it is not a zip archive of arrays")
     try:
@@ -223,10 +239,10 @@ def _arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
         raise
     except Exception as error:  # numpy raises whatever the broken bytes lead to
         raise DataError(f"{path} is not a readable npz file: {_line(error)}") from error
-    missing = [name for name in ("x", "y") if name not in found]
+    missing = [name for name in ("x", "y") if name not in found and (required or name == "x")]
     if missing:
         raise DataError(f"{path} has no {' and no '.join(missing)} (it has: {', '.join(known) or 'nothing'})")
-    return found["x"], found["y"]
+    return found["x"], found.get("y")
 
 
 # ---- csv
@@ -332,15 +348,36 @@ def _decode(read: Callable[[], bytes], where: str) -> Image.Image:
     return image
 
 
-def _pixels(image: Image.Image, input_shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+def check_resize(resize: str) -> None:
+    """`OptionError` unless `resize` is a way to scale images that is known."""
+    if resize not in RESIZES and not (resize.isascii() and resize.isdecimal() and 0 < int(resize) <= LARGEST_SIDE):
+        raise OptionError(f"{unknown('resize', resize, RESIZES)}, or the shorter side's pixels, as in 256")
+
+
+def _pixels(image: Image.Image, input_shape: tuple[int, int, int], resize: str) -> NDArray[np.uint8]:
     """uint8 (C, H, W), converted and resized."""
     channels, height, width = input_shape
     if "transparency" in image.info:
         image = image.convert("RGBA")
     image = image.convert(_MODES[channels])
     if image.size != (width, height):
-        image = ImageOps.fit(image, (width, height), method=Image.Resampling.BILINEAR)
+        image = _resized(image, width, height, resize)
     return np.asarray(image).reshape(height, width, channels).transpose(2, 0, 1)
+
+
+def _resized(image: Image.Image, width: int, height: int, resize: str) -> Image.Image:
+    method = Image.Resampling.BILINEAR
+    if resize == "stretch":
+        return image.resize((width, height), method)
+    if resize == "letterbox":
+        return ImageOps.pad(image, (width, height), method, color=LETTERBOX if image.mode == "L" else (LETTERBOX,) * 3)
+    if resize != "cover":
+        scale = int(resize) / min(image.size)
+        image = image.resize((round(image.width * scale), round(image.height * scale)), method)
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        if left >= 0 and top >= 0:
+            return image.crop((left, top, left + width, top + height))
+    return ImageOps.fit(image, (width, height), method=method)
 
 
 def _line(error: BaseException) -> str:

@@ -52,20 +52,21 @@ def compare_latency(
     threads: int = 1,
     rounds: int = 20,
     seed: int = 0,
+    layout: str | None = None,
 ) -> Latency:
     """Time of the ONNX files `a` and `b` on normal noise (batch, C, H, W), in one process and in turns: a, b, a, b, ...
 
-    After a warm-up each of the `rounds` takes one sample of each file: as many runs as last about 5 ms, after one that
-    does not count. What the machine does meanwhile meets both files, so `ratio` is steadier than the two times. Raises
-    OptionError for an impossible `batch`, `threads` or `rounds`, or a `batch` that a file does not take; ModelError for
-    files that the runtime refuses.
+    After a warm-up each of the `rounds` takes one sample of each file: as many runs as last about 5 ms, after one that does not
+    count. `layout` is how the files take images, where they do not tell. What the machine does meanwhile meets both files, so
+    `ratio` is steadier than the two times. Raises OptionError for an impossible `batch`, `threads` or `rounds`, or a `batch`
+    that a file does not take; ModelError for files that the runtime refuses.
     """
     for name, value in (("batch", batch), ("rounds", rounds)):
         if value < 1:
             raise OptionError(f"{name} is {value}, it must be at least 1")
     check_memory(4 * batch * math.prod(input_shape), f"a batch of {batch} images {tuple(input_shape)}", OptionError)
     images = np.random.default_rng(seed).standard_normal((batch, *input_shape), dtype=np.float32)
-    samplers = [_sampler(onnx_runner(path, threads=threads), images) for path in (a, b)]
+    samplers = [_sampler(onnx_runner(path, threads=threads, layout=layout), images) for path in (a, b)]
     times = np.array([[sample() for sample in samplers] for _ in range(rounds)])
     ratio_low, ratio, ratio_high = np.percentile(times[:, 0] / times[:, 1], (25, 50, 75)).tolist()
     a_ms, b_ms = (1000 * np.median(times, axis=0)).tolist()
@@ -87,7 +88,7 @@ def _sampler(runner: OnnxRunner, images: NDArray[np.float32]) -> Callable[[], fl
     """A function that takes one sample: seconds per run, over a number of runs found in the warm-up."""
     if runner.batch not in (None, len(images)):
         raise OptionError(f"{runner.name} takes batches of {runner.batch} only, not of {len(images)}")
-    run = partial(runner.session.run, [runner.output_name], {runner.input_name: images})
+    run = partial(runner.session.run, [runner.output_name], {runner.input_name: runner.fed(images)})
     with refusals(f"{runner.name} does not run on noise of shape {images.shape}"):
         run()
     fastest, began = float("inf"), time.perf_counter()

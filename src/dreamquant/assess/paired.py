@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from dreamquant.assess.evaluate import class_scores, is_per_class, label_ranks
 from dreamquant.errors import ModelError
-from dreamquant.network.scores import divergence
+from dreamquant.network.answers import agreement, divergence, unit
+from dreamquant.network.outputs import CLASSES, FEW, VALUES, Output
 
 _LEAST = 1e-7  # of a class's probability: what a float32 softmax still tells from nothing
 _NORMAL = 1.959964  # standard deviations to each side that hold 95 % of a normal distribution
@@ -32,6 +33,9 @@ class OutputError:
     - `largest` is the largest absolute difference of two values, in the output's own units.
     - `cosine` is that of the angle between a and b; None where one of them is zero everywhere.
 
+    `kind` is that of the output (`network.outputs`), None where it is not known for certain, and `agreement` the percentage of
+    `unit`, that kind's own, that b has of a's answers; None where the kind has no other than the error.
+
     For an output of one score per class, else None:
 
     - `top1` is the percentage of images with the same first class; among equal scores that with the lower number.
@@ -46,13 +50,16 @@ class OutputError:
     sqnr: float | None
     largest: float
     cosine: float | None
+    kind: str | None
+    agreement: float | None
+    unit: str | None
     top1: float | None
     kl: float | None
 
 
 @dataclass(frozen=True)
 class PairedAccuracy:
-    """Accuracy of both files on the same labelled images, by `output`, the first that is one score per class.
+    """Accuracy of both files on the same labelled images, by `output`, the first of classes that has those of the labels.
 
     The four accuracies are percentages of `images`. `difference` is `b_top1` - `a_top1` in points of percent; the interval
     from `low` to `high`, in points too, holds the true difference in 95 % of cases. `only_a` and `only_b` are how many images
@@ -75,12 +82,15 @@ class PairedAccuracy:
 class Tally:
     """Sums over the images of one output of two files, in double precision.
 
-    `files` and `names` are what errors call the files and the output, of each file, and `softmax` whether it gives
-    probabilities.
+    `files` and `names` are what errors call the files and the output, of each file, `softmax` whether it gives probabilities,
+    and `output` what is known of its kind.
     """
 
-    def __init__(self, files: tuple[str, str], names: tuple[str, str], softmax: tuple[bool, bool]) -> None:
-        self.files, self.names, self.softmax = files, names, softmax
+    def __init__(
+        self, files: tuple[str, str], names: tuple[str, str], softmax: tuple[bool, bool], output: Output | None = None
+    ) -> None:
+        self.files, self.names, self.softmax, self.output = files, names, softmax, output
+        self.counted, self.agreed = 0, 0.0
         self.shape: tuple[int | None, ...] | None = None
         self.signal, self.other, self.dot, self.noise, self.largest = 0.0, 0.0, 0.0, 0.0, 0.0
         self.scored, self.same, self.kl = 0, 0, 0.0
@@ -90,13 +100,17 @@ class Tally:
         self._check(one, other, size)
         if self.shape is None:
             self.shape = (None, *one.shape[1:]) if len(one) == size else one.shape
-        if is_scores(one, size):
+        if self.output is not None and self.output.kind != VALUES:
+            x, y = (torch.from_numpy(np.ascontiguousarray(value)) for value in (one, other))
+            self.counted += size
+            self.agreed += size * agreement(self.output, x, y)
+        if is_scores(one, size, self.output, any(self.softmax)):
             self._add_scores(one.reshape(size, -1), other.reshape(size, -1))
-        x, y = one.astype(np.float64).ravel(), other.astype(np.float64).ravel()
-        difference = x - y
-        self.signal += float(x @ x)
-        self.other += float(y @ y)
-        self.dot += float(x @ y)
+        a, b = one.astype(np.float64).ravel(), other.astype(np.float64).ravel()
+        difference = a - b
+        self.signal += float(a @ a)
+        self.other += float(b @ b)
+        self.dot += float(a @ b)
         self.noise += float(difference @ difference)
         self.largest = max(self.largest, float(np.abs(difference).max(initial=0.0)))
 
@@ -113,8 +127,8 @@ class Tally:
     def _add_scores(self, one: Array, other: Array) -> None:
         self.scored += len(one)
         self.same += int((one.argmax(1) == other.argmax(1)).sum())
-        logits = [_logits(scores, softmax) for scores, softmax in zip((one, other), self.softmax, strict=True)]
-        self.kl += len(one) * divergence(*logits)
+        first, second = (_logits(scores, softmax) for scores, softmax in zip((one, other), self.softmax, strict=True))
+        self.kl += len(one) * divergence(first, second)
 
     def result(self) -> OutputError:
         signal, other, noise = (math.sqrt(value) for value in (self.signal, self.other, self.noise))
@@ -125,14 +139,20 @@ class Tally:
             sqnr=20 * math.log10(signal / noise) if signal and noise else None,
             largest=self.largest,
             cosine=max(-1.0, min(1.0, self.dot / signal / other)) if signal and other else None,
+            kind=None if self.output is None else self.output.kind,
+            agreement=self.agreed / self.counted if self.counted else None,
+            unit=unit(self.output) if self.output is not None and self.counted else None,
             top1=100 * self.same / self.scored if self.scored else None,
             kl=self.kl / self.scored if self.scored else None,
         )
 
 
-def is_scores(output: Array, size: int) -> bool:
-    """Whether an output on `size` images is one score for each of at least two classes."""
-    return output.dtype.kind == "f" and is_per_class(output, size) and output.shape[1] > 1
+def is_scores(output: Array, size: int, known: Output | None = None, softmax: bool = False) -> bool:
+    """Whether an output on `size` images is one score for each of at least two classes: what is known to be, else what has the
+    shape, and a softmax or more numbers than a point or a box."""
+    if output.dtype.kind != "f" or not is_per_class(output, size) or output.shape[1] < 2:
+        return False
+    return softmax or output.shape[1] > FEW if known is None else known.kind == CLASSES
 
 
 def _logits(scores: Array, softmax: bool) -> torch.Tensor:
@@ -144,16 +164,20 @@ def _logits(scores: Array, softmax: bool) -> torch.Tensor:
 class Ranks:
     """How many classes each file puts before the labelled one, image by image; labels go up to `highest`."""
 
-    def __init__(self, highest: int, names: Sequence[str]) -> None:
-        self.highest, self.names = highest, names
+    def __init__(self, highest: int, tallies: Sequence[Tally]) -> None:
+        self.highest, self.tallies = highest, tallies
         self.place: int | None = None  # of the first output of class scores
         self.ranks: tuple[list[Array], list[Array]] = ([], [])
 
     def add(self, values: Sequence[tuple[Array, Array]], labels: NDArray[np.int64]) -> None:
         """Rank the labels in the pairs of outputs on as many images; DataError where there is no such class."""
         if self.place is None:
-            places = (place for place, (one, _) in enumerate(values) if is_scores(one, len(labels)))
-            self.place = next(places, None)
+            able = [
+                place
+                for place, ((one, _), tally) in enumerate(zip(values, self.tallies, strict=True))
+                if is_scores(one, len(labels), tally.output, softmax=tally.output is None)  # labels say that there are classes
+            ]
+            self.place = next((place for place in able if values[place][0].shape[1] > self.highest), next(iter(able), None))
         if self.place is None:
             return
         for ranks, output in zip(self.ranks, values[self.place], strict=True):
@@ -166,7 +190,7 @@ class Ranks:
         only_a, only_b = int(((a < 1) & (b >= 1)).sum()), int(((b < 1) & (a >= 1)).sum())
         low, high = paired_interval(only_a, only_b, len(a))
         return PairedAccuracy(
-            output=self.names[self.place],
+            output=self.tallies[self.place].names[0],
             images=len(a),
             a_top1=_percent(a < 1),
             b_top1=_percent(b < 1),

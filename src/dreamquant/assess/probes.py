@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from dreamquant.errors import DataError
 from dreamquant.methods import find_method
+from dreamquant.network.answers import class_logits, divergence, top1_agreement
 from dreamquant.network.graph import Network
-from dreamquant.network.scores import class_probabilities, divergence, float_scores, top1_agreement
+from dreamquant.network.outputs import class_output
+from dreamquant.network.scores import file_answers, float_answers
+from dreamquant.runtime import OnnxRunner
 from dreamquant.samples import Samples
 from dreamquant.synthesis import synthesize
 
 PROCEDURAL, DREAMT = 256, 32  # images of each probe
-CHUNK = 32
 
 
 @dataclass(frozen=True)
@@ -57,14 +56,13 @@ def probe_images(network: Network, *, calibrated_by: str, seed: int) -> list[Sam
     ]
 
 
-def probe(network: Network, run: Callable[[NDArray[np.float32]], NDArray[Any]], samples: Samples) -> Probe:
-    """Compare what `run`, the quantized network, answers on samples; the network must score classes."""
-    expected = float_scores(network, samples.images)
-    probabilities = class_probabilities(network, expected)
-    if probabilities is None:
-        raise DataError(f"the network's output of shape {tuple(expected.shape[1:])} an image is no scores of classes")
-    pieces = torch.split(samples.images.contiguous(), CHUNK)
-    actual = torch.from_numpy(np.concatenate([run(piece.numpy()) for piece in pieces]))
+def probe(network: Network, runner: OnnxRunner, samples: Samples) -> Probe:
+    """Compare what `runner`, the quantized file, answers on samples; the network must score classes."""
+    place = class_output(network.outputs)
+    if place is None:
+        raise DataError(f"the network's outputs are no scores of classes: {'; '.join(map(str, network.outputs))}")
+    both = float_answers(network, samples.images), file_answers(network, runner, samples.images)
+    expected, actual = (class_logits(network.outputs[place], answers[place]) for answers in both)
     best, second = expected.topk(2, dim=1).indices.unbind(1)
     before, after = (_distance(scores.double(), best, second) for scores in (expected, actual))
     return Probe(
@@ -74,7 +72,7 @@ def probe(network: Network, run: Callable[[NDArray[np.float32]], NDArray[Any]], 
         kl=divergence(expected, actual),
         margin=before.mean().item(),
         shift=(after - before).square().mean().sqrt().item(),
-        confidence=probabilities.max(1).values.mean().item(),
+        confidence=expected.softmax(1).amax(1).mean().item(),
     )
 
 

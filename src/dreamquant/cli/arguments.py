@@ -15,8 +15,9 @@ from dreamquant.assess.labelled import LabelledImages, load_labelled
 from dreamquant.errors import OptionError, unknown
 from dreamquant.limits import memory_limit
 from dreamquant.network.graph import Network
-from dreamquant.network.load import load, parse_numbers
+from dreamquant.network.input_space import parse_numbers
 from dreamquant.network.onnx_import.interface import image_input
+from dreamquant.network.outputs import KINDS
 from dreamquant.quantization.plan import parse_bits
 
 TOOLS = ("modelopt",)  # that want their calibration images written in a way of their own
@@ -25,6 +26,24 @@ Model = Annotated[str, typer.Argument(help="a .onnx or .pt2 file, package.module
 Shape = Annotated[str | None, typer.Option("--input-shape", help="size of the images, where the model does not tell it: C,H,W")]
 Mean = Annotated[str | None, typer.Option(help="what is subtracted from pixels in 0..1, one number a channel: a,b,c")]
 Std = Annotated[str | None, typer.Option(help="what they are then divided by: a,b,c")]
+Pixels = Annotated[
+    str | None,
+    typer.Option(
+        help="the range of the pixels that are fed, before any mean and std: 0..1, 0..255, -1..1; none: no pixels at all"
+    ),
+]
+Layout = Annotated[str | None, typer.Option(help="how the model takes images: nchw or nhwc")]
+Channels = Annotated[str | None, typer.Option(help="what the channels are: rgb, bgr, gray or other")]
+Force = Annotated[bool, typer.Option("--force", help="go on with an input space that the model's own statistics contradict")]
+Resize = Annotated[
+    str,
+    typer.Option(help="how real images come to the model's size: cover, letterbox, stretch, or a shorter side to cut from, 256"),
+]
+Trust = Annotated[bool, typer.Option("--trust-model", help="MODEL is a .pt2 of one's own: code that it holds may run")]
+Outputs = Annotated[
+    list[str] | None,
+    typer.Option("--outputs", help=f"NAME=KIND: what an output is, one of {', '.join(KINDS)}"),
+]
 Seed = Annotated[int, typer.Option(help="same seed, same bits, on one machine")]
 Labels = Annotated[Path | None, typer.Option(help="csv with columns `file` and the label column")]
 LabelColumn = Annotated[str, typer.Option(help="the csv's column of class numbers")]
@@ -69,23 +88,43 @@ def optional_numbers(text: str | None) -> Numbers | None:
     return None if text is None else parse_numbers(text)
 
 
-def parse_normalisation(mean: str | None, std: str | None) -> tuple[Numbers | None, Numbers | None]:
-    """`--mean` and `--std` as numbers: both or none."""
-    means, stds = optional_numbers(mean), optional_numbers(std)
-    if bool(means) != bool(stds):
-        raise OptionError("--mean and --std belong together: give both or none")
-    return means, stds
+def input_options(
+    input_shape: str | None,
+    mean: str | None,
+    std: str | None,
+    pixels: str | None,
+    layout: str | None,
+    channels: str | None,
+    outputs: Iterable[str] | None = None,
+) -> dict[str, Any]:
+    """What is typed of the images that a model is fed and of its outputs, as `load` takes it."""
+    return {
+        "input_shape": parse_shape(input_shape),
+        "mean": optional_numbers(mean),
+        "std": optional_numbers(std),
+        "pixels": pixels,
+        "layout": layout and layout.upper(),
+        "channels": channels and channels.lower().replace("grey", "gray"),
+    } | ({} if outputs is None else {"outputs": parse_outputs(outputs)})
 
 
-def load_network(model: str, input_shape: str | None, mean: str | None, std: str | None) -> Network:
-    """The network that the arguments of a command name."""
-    return load(model, input_shape=parse_shape(input_shape), mean=optional_numbers(mean), std=optional_numbers(std))
+def parse_outputs(texts: Iterable[str] | None) -> dict[str, str]:
+    """`["scores=classes"]` -> {"scores": "classes"}; names of outputs may hold a `=`, kinds do not."""
+    found = {}
+    for text in texts or []:
+        name, separator, kind = text.rpartition("=")
+        if not separator or not name:
+            raise OptionError(f"--outputs is {text!r}; write NAME=KIND, as in scores=classes (known: {', '.join(KINDS)})")
+        found[name] = kind
+    return found
 
 
-def load_images(data: Path | None, labels: Path | None, label_column: str, *, required: bool = True) -> LabelledImages | None:
+def load_images(
+    data: Path | None, labels: Path | None, label_column: str, resize: str, *, required: bool = True
+) -> LabelledImages | None:
     """The images of `--data`, as `load_labelled` reads them; None where there is no such option."""
     if data is not None:
-        return load_labelled(data, labels=labels, label_column=label_column, required=required)
+        return load_labelled(data, labels=labels, label_column=label_column, required=required, resize=resize)
     if labels is not None:
         raise OptionError(f"{labels} are labels of images, and there are none: give --data")
     return None
@@ -140,6 +179,6 @@ def check_tool(tool: str | None, input_name: str | None, model: str) -> None:
 def check_whole_batches(network: Network, count: int) -> None:
     """Another tool feeds an ONNX file the batches that it declares, where this package may be able to run any."""
     proto = network.source.proto
-    batch = network.batch if proto is None else image_input(proto.graph, network.source.text, network.input_shape)[2]
+    batch = network.batch if proto is None else image_input(proto.graph, network.source.text, network.input_shape).batch
     if count % (batch or 1):
         raise OptionError(f"{network.source.text} takes batches of {batch}, and {count} images are no whole number of them")

@@ -10,22 +10,28 @@ import typer
 
 import dreamquant
 from dreamquant.cli.arguments import (
+    Channels,
+    Force,
     Json,
+    Layout,
     Mean,
     Model,
+    Outputs,
+    Pixels,
     Quiet,
+    Resize,
     Seed,
     Shape,
     Std,
+    Trust,
     check_tool,
     check_whole_batches,
-    load_network,
+    input_options,
     method_options,
-    optional_numbers,
-    parse_shape,
     recipe_settings,
 )
 from dreamquant.methods import find_method
+from dreamquant.network.load import load
 from dreamquant.report import check_report, write_report
 from dreamquant.run import run, telling
 from dreamquant.storage import FORMATS, check_pixels, check_samples_path, write_samples
@@ -41,13 +47,25 @@ def quantize(
     input_shape: Shape = None,
     mean: Mean = None,
     std: Std = None,
+    pixels: Pixels = None,
+    layout: Layout = None,
+    channels: Channels = None,
+    force: Force = False,
+    trust_model: Trust = False,
+    outputs: Outputs = None,
+    images: Annotated[
+        Path | None, typer.Option(help="images that may be used, a folder, .zip or .npz: calibrate on them, some are held out")
+    ] = None,
+    mix: Annotated[bool, typer.Option("--mix", help="calibrate on synthetic images too, beside those of --images")] = False,
+    resize: Resize = "cover",
     budget: Annotated[str, typer.Option(help="quick, standard or paper")] = "standard",
     keep_float: Annotated[list[str] | None, typer.Option(help="a layer to leave in float (names: `inspect`)")] = None,
     bits_for: Annotated[
         list[str] | None, typer.Option(help="a layer with bits of its own: NAME=8 for weights and input, or NAME=W4A8")
     ] = None,
     agreement: Annotated[
-        float | None, typer.Option(help="percent: raise the worst layers until so many top-1 answers are the float network's")
+        float | None,
+        typer.Option(help="percent: raise the worst layers until so many answers (top-1, ...) are the float network's"),
     ] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="stage.option=value, e.g. synthesis.steps=200")] = None,
     seed: Seed = 0,
@@ -72,9 +90,12 @@ def quantize(
             plan=plan,
             budget=budget,
             settings=chosen,
-            input_shape=parse_shape(input_shape),
-            mean=optional_numbers(mean),
-            std=optional_numbers(std),
+            **input_options(input_shape, mean, std, pixels, layout, channels, outputs),
+            force=force,
+            trust=trust_model,
+            images=images,
+            mix=mix,
+            resize=resize,
             seed=seed,
             run_dir=run_dir,
             estimate=estimate,
@@ -100,6 +121,12 @@ def synthesize(
     input_shape: Shape = None,
     mean: Mean = None,
     std: Std = None,
+    pixels: Pixels = None,
+    layout: Layout = None,
+    channels: Channels = None,
+    force: Force = False,
+    trust_model: Trust = False,
+    outputs: Outputs = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="an option of the method: name=value")] = None,
     seed: Seed = 0,
     tool: Annotated[
@@ -113,7 +140,9 @@ def synthesize(
     named = bool(tool or input_name)
     check_samples_path(output, inputs=[Path(model)] if Path(model).is_file() else [], named=named)
     options = find_method("synthesis", method).check_options(method_options(settings or []))
-    network = load_network(model, input_shape, mean, std)
+    network = load(
+        model, **input_options(input_shape, mean, std, pixels, layout, channels, outputs), force=force, trust=trust_model
+    )
     if not output.suffix:
         check_pixels(network)
     if named:

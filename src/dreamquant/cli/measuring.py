@@ -16,19 +16,25 @@ from dreamquant.assess.evaluate import check_normalised, runnable
 from dreamquant.assess.evaluate import evaluate as evaluate_run
 from dreamquant.assess.labelled import load_labelled
 from dreamquant.cli.arguments import (
+    Channels,
+    Force,
     Json,
     LabelColumn,
     Labels,
+    Layout,
     Mean,
     Model,
+    Outputs,
+    Pixels,
     Quiet,
+    Resize,
     Shape,
     Std,
+    Trust,
+    input_options,
     load_images,
-    load_network,
-    parse_normalisation,
-    parse_shape,
 )
+from dreamquant.network.load import load
 from dreamquant.quantization.plan import load_plan
 from dreamquant.run import telling
 from dreamquant.storage import read_samples
@@ -42,17 +48,22 @@ def evaluate(
     ],
     labels: Labels = None,
     label_column: LabelColumn = "label",
+    resize: Resize = "cover",
     input_shape: Shape = None,
     mean: Mean = None,
     std: Std = None,
+    pixels: Pixels = None,
+    layout: Layout = None,
+    channels: Channels = None,
+    force: Force = False,
+    trust_model: Trust = False,
     batch: Annotated[int, typer.Option(help="images at once")] = 64,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Accuracy of MODEL on labelled images; an ONNX file, quantized or not, is run in ONNX Runtime as it is."""
-    images = load_labelled(data, labels=labels, label_column=label_column)
-    means, stds = parse_normalisation(mean, std)
-    subject = runnable(model, input_shape=parse_shape(input_shape), mean=means, std=stds)
+    images = load_labelled(data, labels=labels, label_column=label_column, resize=resize)
+    subject = runnable(model, **input_options(input_shape, mean, std, pixels, layout, channels), force=force, trust=trust_model)
     with progress_bars(quiet or as_json) as progress:
         found = evaluate_run(
             subject.run,
@@ -60,6 +71,7 @@ def evaluate(
             input_shape=subject.input_shape,
             mean=subject.mean,
             std=subject.std,
+            channels=subject.channels,
             batch=batch,
             callback=telling(progress, "evaluating"),
         )
@@ -76,21 +88,32 @@ def dreams(
     data: Annotated[Path | None, typer.Option(help="real images to compare ranges with, as `evaluate` takes them")] = None,
     labels: Labels = None,
     label_column: LabelColumn = "label",
+    resize: Resize = "cover",
     plan: Annotated[str, typer.Option(help="the plan whose tensors are compared")] = "zeroq",
     input_shape: Shape = None,
     mean: Mean = None,
     std: Std = None,
+    pixels: Pixels = None,
+    layout: Layout = None,
+    channels: Channels = None,
+    force: Force = False,
+    trust_model: Trust = False,
+    outputs: Outputs = None,
     as_json: Json = False,
 ) -> None:
     """Measure the images in SAMPLES: distance to MODEL's BatchNorms, diversity, classes and, against real images, ranges."""
     chosen, dreamt = load_plan(plan), read_samples(samples)
-    images = load_images(data, labels, label_column)
-    network = load_network(model, input_shape, mean, std)
+    images = load_images(data, labels, label_column, resize)
+    network = load(
+        model, **input_options(input_shape, mean, std, pixels, layout, channels, outputs), force=force, trust=trust_model
+    )
     real = None
     if images is not None:
         check_normalised(model, network.mean, network.std)
         few = images.spread(len(dreamt))
-        batches = few.batches(len(few), input_shape=network.input_shape, mean=network.mean, std=network.std)
+        batches = few.batches(
+            len(few), input_shape=network.input_shape, mean=network.mean, std=network.std, channels=network.space.channels
+        )
         real = torch.from_numpy(next(batches)[0])
     found = measure(network, dreamt, real=real, plan=chosen)
     if as_json:
@@ -110,9 +133,14 @@ def compare(
     ] = None,
     labels: Labels = None,
     label_column: LabelColumn = "label",
+    resize: Resize = "cover",
     input_shape: Shape = None,
     mean: Mean = None,
     std: Std = None,
+    pixels: Pixels = None,
+    layout: Layout = None,
+    channels: Channels = None,
+    outputs: Outputs = None,
     count: Annotated[int, typer.Option("--count", "-n", help="procedural images, where neither is given")] = COUNT,
     batch: Annotated[int | None, typer.Option(help="images at once when timed; without it 1, or what the files take")] = None,
     threads: Annotated[int, typer.Option(help="threads inside one operator")] = 1,
@@ -122,17 +150,14 @@ def compare(
     quiet: Quiet = False,
 ) -> None:
     """Compare two ONNX files in ONNX Runtime: size, layers, latency, every output and, where there are labels, accuracy."""
-    images = load_images(data, labels, label_column, required=False)
-    means, stds = parse_normalisation(mean, std)
+    images = load_images(data, labels, label_column, resize, required=False)
     with progress_bars(quiet or as_json) as progress:
         found = compare_files(
             a,
             b,
             samples=None if samples is None else read_samples(samples),
             data=images,
-            input_shape=parse_shape(input_shape),
-            mean=means,
-            std=stds,
+            **input_options(input_shape, mean, std, pixels, layout, channels, outputs),
             count=count,
             batch=batch,
             threads=threads,

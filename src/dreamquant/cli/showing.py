@@ -8,8 +8,24 @@ from typing import Annotated
 import typer
 
 from dreamquant.assess.inspection import inspect as inspect_network
-from dreamquant.cli.arguments import Json, Mean, Model, Quiet, Seed, Shape, Std, load_network
+from dreamquant.cli.arguments import (
+    Channels,
+    Force,
+    Json,
+    Layout,
+    Mean,
+    Model,
+    Outputs,
+    Pixels,
+    Quiet,
+    Seed,
+    Shape,
+    Std,
+    Trust,
+    input_options,
+)
 from dreamquant.methods import FAMILIES, method_names
+from dreamquant.network.load import load
 from dreamquant.quantization.plan import load_plan, parse_bits
 from dreamquant.recipe import load_recipe, recipe_names
 from dreamquant.run import ranked
@@ -27,13 +43,21 @@ def inspect(
     recipe: Annotated[str, typer.Option(help="the recipe that dreams them")] = "auto",
     mean: Mean = None,
     std: Std = None,
+    pixels: Pixels = None,
+    layout: Layout = None,
+    channels: Channels = None,
+    force: Force = False,
+    trust_model: Trust = False,
+    outputs: Outputs = None,
     seed: Seed = 0,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Show MODEL's layers, BatchNorms, segments, what a plan quantizes, which methods can work on it and which layers hurt."""
     chosen, width, dreamer = load_plan(plan), parse_bits(bits), load_recipe(recipe)
-    network = load_network(model, input_shape, mean, std)
+    network = load(
+        model, **input_options(input_shape, mean, std, pixels, layout, channels, outputs), force=force, trust=trust_model
+    )
     found = inspect_network(network, chosen, width)
     if sensitivity:
         with progress_bars(quiet or as_json) as progress:

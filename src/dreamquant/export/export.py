@@ -13,7 +13,6 @@ from dreamquant.errors import OptionError, OutputError
 from dreamquant.export.qdq import to_onnx
 from dreamquant.export.verify import Verification, verify
 from dreamquant.files import atomic_path
-from dreamquant.network.load import MEAN_KEY, STD_KEY, format_numbers
 from dreamquant.plain import plain_torch
 from dreamquant.quantization.student import Student
 from dreamquant.samples import Samples
@@ -42,12 +41,12 @@ def export(
     path = Path(path)
     check_format(path)
     samples.check(student.network.input_shape)
-    proto, integers = to_onnx(student)
+    proto, integers, stored = to_onnx(student)
     network = student.network
     properties = {entry.key: entry.value for entry in proto.metadata_props} | {
         "dreamquant.bits": str(student.bits),
         "dreamquant.plan": student.plan.name,
-        **({MEAN_KEY: format_numbers(network.mean), STD_KEY: format_numbers(network.std)} if network.mean else {}),
+        **network.space.properties(),
         **(metadata or {}),
     }
     helper.set_model_props(proto, properties)
@@ -55,7 +54,7 @@ def export(
         raise OutputError(f"cannot write {path}: the model takes {proto.ByteSize() / 1e9:.1f} GB and one ONNX file holds 2 GB")
     with atomic_path(path) as temporary:
         temporary.write_bytes(proto.SerializeToString())
-        verification = verify(student, temporary, samples.images, integers)
+        verification = verify(student, temporary, samples.images, integers, stored)
     return Artifact(path, path.stat().st_size, verification)
 
 

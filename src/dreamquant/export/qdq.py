@@ -21,7 +21,7 @@ from torch import Tensor, fx
 
 from dreamquant.errors import UnsupportedOperator
 from dreamquant.export.codebooks import comes_of, float_results, looked_up
-from dreamquant.export.onnx_emit import emit
+from dreamquant.export.onnx_emit import emit_network
 from dreamquant.export.packing import array, packed
 from dreamquant.export.surgery import Surgery
 from dreamquant.network.graph import tensor_of
@@ -35,11 +35,23 @@ FLOAT_OPSET = 17  # of a graph that is emitted here and holds no 4-bit tensor
 Names = dict[str, str]  # node of the student's graph -> value of the ONNX model
 
 
+class Stored(NamedTuple):
+    """Where a model holds a tensor that the student stores: the value that layers read, and whether it is turned round."""
+
+    value: str
+    transposed: bool
+
+
 class OnnxStudent(NamedTuple):
-    """A student as an ONNX model, and by its activation quantizers the values of the model that hold their integers."""
+    """A student as an ONNX model, and where it is in there.
+
+    `integers`: by the student's activation quantizers, the values that hold their integers. `stored`: by the quantizers of
+    weights and biases, and by the nodes of stored tensors that layers read as they are, the values that hold these.
+    """
 
     proto: onnx.ModelProto
     integers: Names
+    stored: dict[str, Stored]
 
 
 def to_onnx(student: Student) -> OnnxStudent:
@@ -55,12 +67,27 @@ def to_onnx(student: Student) -> OnnxStudent:
     floats = float_results(student, names)
     sources: dict[str, tuple[str, bool]] = {}
     integers: Names = {}
+    stored: dict[str, Stored] = {}
     for tensor in tensors:
         if tensor.kind == "activation":
             integers[tensor.quantizer.name] = _quantize_activation(surgery, tensor, names, sources, constants, floats)
-        else:
-            _quantize_constant(surgery, student, tensor, names, transposed)
-    return OnnxStudent(surgery.finish(), integers)
+        elif (value := _quantize_constant(surgery, student, tensor, names, transposed)) is not None:
+            stored[tensor.quantizer.name] = Stored(value, tensor.node.name in transposed)
+    proto = surgery.finish()
+    return OnnxStudent(proto, integers, stored | _left_as_they_are(student, proto, names, transposed))
+
+
+def _left_as_they_are(student: Student, proto: onnx.ModelProto, names: Names, transposed: set[str]) -> dict[str, Stored]:
+    """The stored tensors of the student that its layers read without a quantizer, where the model has them under their names."""
+    read = {name for node in proto.graph.node for name in node.input}
+    held = {tensor.name for tensor in proto.graph.initializer}
+    held |= {name for node in proto.graph.node if node.op_type == "Constant" for name in node.output}
+    return {
+        node.name: Stored(names[node.name], node.name in transposed)
+        for node in student.network.graph.graph.nodes
+        if node.op == "get_attr" and any(user.op != "call_module" for user in node.users)
+        if names.get(node.name) in held & read
+    }
 
 
 def _float_model(student: Student, opset: int) -> tuple[onnx.ModelProto, Names, set[str]]:
@@ -69,7 +96,7 @@ def _float_model(student: Student, opset: int) -> tuple[onnx.ModelProto, Names, 
     proto = network.source.proto
     if proto is None:
         graph = _without_quantizers(graph)
-        proto = emit(graph, input_shape=network.input_shape, batch=network.batch, opset=max(opset, FLOAT_OPSET))
+        proto = emit_network(network, graph, opset=max(opset, FLOAT_OPSET))
     nodes = graph.graph.nodes
     names = {node.name: str(node.meta["origin"]) for node in nodes if node.meta.get("origin") is not None}
     return proto, names, {node.name for node in nodes if node.meta.get("transposed")}
@@ -170,17 +197,20 @@ def _quantize_activation(
     return integers
 
 
-def _quantize_constant(surgery: Surgery, student: Student, tensor: QuantizedTensor, names: Names, transposed: set[str]) -> None:
+def _quantize_constant(
+    surgery: Surgery, student: Student, tensor: QuantizedTensor, names: Names, transposed: set[str]
+) -> str | None:
     """A stored tensor becomes integers -> DequantizeLinear, or indices -> levels, for the layers that read it.
 
-    A weight is dequantized once for all its layers; a bias has a grid of its own in each.
+    A weight is dequantized once for all its layers; a bias has a grid of its own in each. Returns the name of the result, None
+    where no layer was left to read it.
     """
     name = names[tensor.node.name]
     readers = surgery.consumers(name)
     if tensor.kind == "bias":
         readers = [node for node in readers if node is _layer(surgery, tensor, names)]
     if not readers:
-        return
+        return None
     value = tensor_of(student.network.graph, tensor.node)
     turned = tensor.node.name in transposed
     if tensor.kind == "weight" and isinstance(tensor.grid, Codebook):
@@ -188,6 +218,7 @@ def _quantize_constant(surgery: Surgery, student: Student, tensor: QuantizedTens
     else:
         result = _dequantized(surgery, name, tensor, value, transposed=turned)
     surgery.rewire(name, result, readers)
+    return result
 
 
 def _dequantized(surgery: Surgery, name: str, tensor: QuantizedTensor, value: Tensor, *, transposed: bool) -> str:

@@ -45,9 +45,9 @@ def attentions(network: Network) -> list[Attention]:
 
 
 def probe_attention(network: Network) -> Callable[[Tensor], tuple[Tensor, list[Tensor]]]:
-    """A function of images that returns (first output, [what each attention hands on, as (rows, patches, channels), ...]).
+    """A function of images that returns (scores, [what each attention hands on, as (rows, patches, channels), ...]).
 
-    Values are the mean over heads; a row is an image, or a window of one.
+    Scores are those of `watch`. Values are the mean over heads; a row is an image, or a window of one.
     """
     layers = attentions(network)
     graph = watch(network, [layer.output for layer in layers])

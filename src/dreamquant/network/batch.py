@@ -7,7 +7,7 @@ believed only after it has run on batches of three and one and returned what the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, fx
@@ -77,27 +77,39 @@ def _copied(graph: fx.GraphModule) -> fx.GraphModule:
     return fx.GraphModule(graph, copied)
 
 
+def images_axis(one: Sequence[int], count: int, other: Sequence[int], number: int) -> int | None:
+    """The axis of the images in a tensor that has the shape `one` for `count` images and `other` for another number of them;
+    None where no size follows their number."""
+    if len(one) != len(other):
+        return None
+    pairs = enumerate(zip(one, other, strict=True))
+    return next((axis for axis, (size, at) in pairs if size != at and size * number == at * count), None)
+
+
 def _outputs(graph: fx.GraphModule, images: Tensor) -> list[Tensor]:
     with torch.no_grad():
         outputs = graph(images)
     return list(outputs) if isinstance(outputs, tuple | list) else [outputs]
 
 
-def _reference(graph: fx.GraphModule, images: Tensor, batch: int) -> list[Tensor]:
-    """The outputs on any number of images, from runs of `batch` images; the last run is filled up with copies."""
+def _reference(graph: fx.GraphModule, images: Tensor, batch: int) -> list[list[Tensor]]:
+    """Each output on any number of images, in pieces of `batch` of them; the last is filled up with copies."""
     missing = -len(images) % batch
     filled = torch.cat([images, images[:1].expand(missing, *images.shape[1:])])
-    runs = zip(*(_outputs(graph, piece) for piece in torch.split(filled, batch)), strict=True)
-    joined = [torch.cat([piece if piece.dim() else piece[None] for piece in pieces]) for pieces in runs]
-    return [_share(output, len(images), len(filled)) for output in joined]
+    runs = [_outputs(graph, piece) for piece in torch.split(filled, batch)]
+    return [list(pieces) for pieces in zip(*runs, strict=True)]
 
 
-def _share(output: Tensor, part: int, whole: int) -> Tensor:
-    """The rows of the first `part` of `whole` images."""
-    return output[: len(output) * part // whole]
+def _wanted(pieces: list[Tensor], batch: int, like: Tensor, count: int) -> Tensor:
+    """What an output in pieces of `batch` images is for the first `count` of them, along the axis that `like`, for as many,
+    differs in; where it does not, the output has nothing to do with their number."""
+    axis = images_axis(like.shape, count, pieces[0].shape, batch)
+    if axis is None:
+        return pieces[0]
+    return torch.cat(pieces, axis).narrow(axis, 0, pieces[0].shape[axis] * count // batch)
 
 
-def _is_free(graph: fx.GraphModule, images: Tensor, expected: list[Tensor], batch: int) -> bool:
+def _is_free(graph: fx.GraphModule, images: Tensor, expected: list[list[Tensor]], batch: int) -> bool:
     for count in TRIED:
         if count == batch:  # the graph ran that size to begin with
             continue
@@ -105,7 +117,7 @@ def _is_free(graph: fx.GraphModule, images: Tensor, expected: list[Tensor], batc
             outputs = _outputs(graph, images[:count])
         except (RuntimeError, ValueError, IndexError):
             return False
-        wanted = [_share(output, count, len(images)) for output in expected]
-        if not all(difference(one, other) <= TOLERANCE for one, other in zip(wanted, outputs, strict=True)):
+        pairs = zip(expected, outputs, strict=True)
+        if not all(difference(_wanted(pieces, batch, one, count), one) <= TOLERANCE for pieces, one in pairs):
             return False
     return True

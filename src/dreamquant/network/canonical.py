@@ -162,7 +162,7 @@ def flatten_attributes(module: nn.Module, graph: fx.Graph) -> fx.GraphModule:
         while hasattr(root, name):
             name += "_"
         if isinstance(value, Tensor):
-            root.register_buffer(name, value.detach().clone())
+            root.register_buffer(name, value.detach().clone(memory_format=torch.contiguous_format))
         else:
             setattr(root, name, value)
         node.target = name

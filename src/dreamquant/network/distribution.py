@@ -108,10 +108,11 @@ def clip_ends(node: fx.Node) -> tuple[float, float]:
 
 def _image(network: Network, deviations: float) -> Distribution:
     mean, deviation = (values.double().unsqueeze(0) for values in network.input_statistics)
-    if not network.mean:
+    ends = network.space.ends()
+    if ends is None:
         return _normal(mean, deviation, deviations)
-    zero, std = (torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1) for values in (network.mean, network.std))
-    return Distribution(mean, deviation, -zero / std, (1 - zero) / std)
+    black, white = (end.double().unsqueeze(0) for end in ends)
+    return Distribution(mean, deviation, black, white)
 
 
 def _normal(mean: Tensor, deviation: Tensor, deviations: float) -> Distribution:

@@ -17,7 +17,7 @@ tensor is the transpose of the file's also has `meta["transposed"] = True`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,44 +26,51 @@ import torch
 from torch import Tensor, fx
 
 from dreamquant.errors import ModelError
+from dreamquant.network.input_space import UNKNOWN, InputSpace
 
 if TYPE_CHECKING:
     import onnx
 
-aten = torch.ops.aten
+    from dreamquant.network.outputs import Output
 
-NATURAL_MEAN = (0.485, 0.456, 0.406)  # of photographs, pixels in 0..1 (the ImageNet training set's)
-NATURAL_STD = (0.229, 0.224, 0.225)
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a network came from: `kind` is "onnx", "pt2", "module" or "timm", `text` what the user gave."""
+    """Where a network came from: `kind` is "onnx", "pt2", "module" or "timm", `text` what the user gave, `trusted` whether it
+    was read as a file that may run code."""
 
     kind: str
     text: str
     path: Path | None = None
     proto: onnx.ModelProto | None = field(default=None, repr=False, compare=False)
+    trusted: bool = False
 
 
 @dataclass(frozen=True)
 class Network:
     """A trained network, ready to be dreamt with and quantized.
 
-    `input_shape` is (C, H, W). `mean` and `std`, one per channel, are what the network's user subtracts from and divides
-    pixels in 0..1 by; empty when they are not known. `batch` is the only batch size the graph can run, None for any.
+    `input_shape` is (C, H, W), `space` what numbers it is fed and how the file takes them; inside, images are always float32
+    (N, C, H, W). `batch` is the only batch size the graph can run, None for any. `outputs` says of each output of the
+    graph, in order, where its images lie and of what kind it is.
     """
 
     graph: fx.GraphModule
     input_shape: tuple[int, int, int]
     source: Source
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
+    space: InputSpace = UNKNOWN
     batch: int | None = None
+    outputs: tuple[Output, ...] = ()
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The network's first output on images (N, C, H, W); a network bound to one batch size is run piece by piece."""
-        return run_batched(self.graph, images, self.batch)
+        """The first of the `answers`."""
+        return self.answers(images)[0]
+
+    def answers(self, images: Tensor) -> list[Tensor]:
+        """All outputs on images (N, C, H, W), each (N, ...); a network bound to one batch size is run piece by piece."""
+        return run_batched(self.graph, images, self.batch, self.outputs)
 
     def with_graph(self, graph: fx.GraphModule) -> Network:
         """The same network around another graph of the same function."""
@@ -76,32 +83,47 @@ class Network:
     @property
     def input_name(self) -> str:
         """The name of the input in the ONNX file that the network was read from; empty where it came from elsewhere."""
-        return str(input_node(self.graph.graph).meta.get("origin", "")) if self.source.kind == "onnx" else ""
+        proto = self.source.proto
+        if self.source.kind != "onnx" or proto is None:
+            return str(input_node(self.graph.graph).meta.get("origin", "")) if self.source.kind == "onnx" else ""
+        stored = {tensor.name for tensor in proto.graph.initializer}
+        return next((value.name for value in proto.graph.input if value.name not in stored), "")
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """What is subtracted from pixels in 0..1, one number a channel; empty where that is not known."""
+        return self.space.mean
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """What they are then divided by."""
+        return self.space.std
 
     @property
     def sees_photographs(self) -> bool:
-        """Whether images are taken to be photographs: three channels, of a known normalisation."""
-        return self.input_shape[0] == 3 and bool(self.mean)
+        """Whether images are taken to be photographs: three channels, of known numbers that may be pixels."""
+        return self.input_shape[0] == 3 and (bool(self.mean) or self.space.known == "measured")
 
     @property
     def input_statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation (C, 1, 1) that images have in the input space.
-
-        Of a network that sees photographs they are ImageNet's pixel statistics, carried through its normalisation. Otherwise
-        inputs are taken to be normalised: 0 and 1.
-        """
-        channels = self.input_shape[0]
-        mean, std = torch.zeros(channels), torch.ones(channels)
-        if self.sees_photographs:
-            mean = (torch.tensor(NATURAL_MEAN) - torch.tensor(self.mean)) / torch.tensor(self.std)
-            std = torch.tensor(NATURAL_STD) / torch.tensor(self.std)
-        return mean.view(-1, 1, 1), std.view(-1, 1, 1)
+        """Mean and standard deviation (C, 1, 1) that images have in the input space."""
+        return self.space.statistics(self.input_shape[0])
 
 
-def run_batched(graph: fx.GraphModule, images: Tensor, batch: int | None) -> Tensor:
-    """First output of `graph` on `images`, in pieces of `batch` where the graph runs no other size."""
+def run_batched(graph: fx.GraphModule, images: Tensor, batch: int | None, outputs: Sequence[Output] = ()) -> list[Tensor]:
+    """All outputs of `graph` on `images`, each (N, ...), in pieces of `batch` where the graph runs no other size."""
     pieces = [images] if batch is None else torch.split(whole_batches(images, batch), batch)
-    return torch.cat([first_output(graph(piece)) for piece in pieces])[: len(images)]
+    found = [by_image(graph(piece), outputs, len(piece)) for piece in pieces]
+    return [torch.cat(parts)[: len(images)] if len(parts) > 1 else parts[0][: len(images)] for parts in zip(*found, strict=True)]
+
+
+def by_image(result: Any, outputs: Sequence[Output], count: int) -> list[Tensor]:
+    """What a graph, or the file written from it, returned for `count` images: all outputs, each (N, ...).
+
+    Where nothing is known of the outputs, the images lie in the first axis.
+    """
+    values = list(result) if isinstance(result, tuple | list) else [result]
+    return [output.by_image(value, count) for output, value in zip(outputs, values, strict=True)] if outputs else values
 
 
 def first_output(outputs: Any) -> Tensor:

@@ -7,9 +7,9 @@ import importlib.util
 import math
 import os
 import sys
-import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,15 @@ from torch import nn
 
 from dreamquant.errors import ModelError, OptionError, blamed
 from dreamquant.limits import check_memory
+from dreamquant.network.archive import extra_files, read_archive
 from dreamquant.network.capture import capture
 from dreamquant.network.graph import Network, Source
+from dreamquant.network.input_decision import decide
+from dreamquant.network.input_space import Statement
 from dreamquant.network.onnx_import import load_onnx
+from dreamquant.network.outputs import find_outputs, restated
 from dreamquant.plain import plain_torch
 
-MEAN_KEY, STD_KEY = "dreamquant.mean", "dreamquant.std"  # properties of a model file
 FORMS = "a .onnx file, a .pt2 file, package.module:callable, path.py:callable or timm:NAME"
 
 
@@ -34,74 +37,69 @@ def load(
     input_shape: tuple[int, int, int] | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    pixels: str | None = None,
+    layout: str | None = None,
+    channels: str | None = None,
+    force: bool = False,
+    trust: bool = False,
+    outputs: Mapping[str, str] | None = None,
 ) -> Network:
     """The network that `model` names: a module, a `.onnx` or `.pt2` file, `package.module:callable` or `path.py:callable`
     (called without arguments, returns a module), or `timm:NAME` (pretrained, needs the extra `timm`).
 
-    `input_shape` is (C, H, W), needed where the model does not tell it. `mean` and `std`, one number a channel, are what pixels
-    in 0..1 are normalised with; those stored in a file are used where none are given. Raises `ModelError` for what cannot be read
-    or is no network of images, `OptionError` for options that do not fit.
+    `input_shape` is (C, H, W), needed where the model does not tell it. `mean`, `std`, `pixels`, `layout` and `channels` state
+    the input space, as in `network.input_space.Statement`; what is not stated is read from the file, the graph or the first
+    BatchNorm, and `Network.space` says which. Raises `ModelError` for what cannot be read, is no network of images, or
+    contradicts what is stated (`force` goes on). `outputs` states kinds of outputs by name (`network.outputs.KINDS`); the others'
+    are found. Nothing that a file holds is run; a `.pt2` that torch would run code from is
+    refused, unless it is one to `trust`, `OptionError` for options that do not fit.
     """
-    if bool(mean) != bool(std):
-        raise OptionError("mean and std belong together: give both or none")
+    statement = Statement(mean or None, std or None, pixels, layout, channels)
     if input_shape is not None:
         if len(input_shape) != 3 or not all(size == int(size) >= 1 for size in input_shape):
             raise OptionError(f"input_shape is {input_shape}; it must be (C, H, W), each at least 1")
         input_shape = (int(input_shape[0]), int(input_shape[1]), int(input_shape[2]))
         check_memory(4 * math.prod(input_shape), f"images {input_shape}", OptionError)
     with blamed(ModelError, f"{_named(model)} cannot be read"):
-        network = _load(model, input_shape)
-    if mean is None:
-        with blamed(ModelError, f"{_named(model)} has properties that cannot be read"):
-            mean, std = stored_normalisation(_properties(network.source))
-    _check_normalisation(mean, std or (), network.input_shape[0])
-    return Network(network.graph, network.input_shape, network.source, mean, std or (), network.batch)
+        network = _load(model, input_shape, layout, trust)
+    with blamed(ModelError, f"{_named(model)} has properties that cannot be read"):
+        properties = _properties(network.source)
+    network = decide(network, statement, properties, force=force)
+    network = replace(network, outputs=find_outputs(network))
+    return replace(network, outputs=restated(network, outputs or {}))
 
 
 def _named(model: str | os.PathLike[str] | nn.Module) -> str:
     return type(model).__name__ if isinstance(model, nn.Module) else os.fspath(model)
 
 
-def _load(model: str | os.PathLike[str] | nn.Module, input_shape: tuple[int, int, int] | None) -> Network:
+def _load(
+    model: str | os.PathLike[str] | nn.Module, input_shape: tuple[int, int, int] | None, layout: str | None, trust: bool
+) -> Network:
     if isinstance(model, nn.Module):
-        return capture(model, input_shape)
+        return capture(model, input_shape, layout=layout)
     text = os.fspath(model)
     if text.startswith("timm:"):
-        return capture(_timm(text.removeprefix("timm:")), input_shape, source=Source("timm", text))
+        return capture(_timm(text.removeprefix("timm:")), input_shape, layout=layout, source=Source("timm", text))
     if text.endswith(".onnx"):
-        return load_onnx(Path(text), input_shape=input_shape)
+        return load_onnx(Path(text), input_shape=input_shape, layout=layout)
     if text.endswith(".pt2"):
-        return capture(_program(Path(text)), input_shape, source=Source("pt2", text, Path(text)))
+        return capture(
+            _program(Path(text), trust), input_shape, layout=layout, source=Source("pt2", text, Path(text), trusted=trust)
+        )
     if ":" in text:
-        return capture(_call(text), input_shape, source=Source("module", text))
+        return capture(_call(text), input_shape, layout=layout, source=Source("module", text))
     raise ModelError(f"{text} is no model that is known here; give {FORMS}")
 
 
-def _program(path: Path) -> torch.export.ExportedProgram:
+def _program(path: Path, trust: bool) -> torch.export.ExportedProgram:
     if not path.exists():
         raise ModelError(f"there is no file {path}")
     if path.is_dir():
         raise ModelError(f"{path} is a folder; a .pt2 file is needed")
     if not zipfile.is_zipfile(path):
         raise ModelError(f"{path} is not a torch.export archive (it is no zip file): {_size(path)}")
-    _check_archive(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.export.load(path)
-    except Exception as error:
-        raise ModelError(f"{path} cannot be read by torch {torch.__version__}: {_line(error)}") from error
-
-
-def _check_archive(path: Path) -> None:
-    """torch reads weights without looking at their checksums, so damaged ones would pass."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except Exception as error:  # whatever the broken bytes lead to
-        raise ModelError(f"{path} is damaged or cut short: {_line(error)}") from error
-    if damaged is not None:
-        raise ModelError(f"{path} is damaged: {damaged} does not have the checksum it was stored with")
+    return read_archive(path, trust=trust)
 
 
 def _size(path: Path) -> str:
@@ -168,42 +166,8 @@ def _properties(source: Source) -> dict[str, str]:
     if source.proto is not None:
         stored = {entry.key: entry.value for entry in source.proto.metadata_props}
     elif source.kind == "pt2" and source.path is not None:
-        with zipfile.ZipFile(source.path) as archive:
-            for name in archive.namelist():
-                for key in (MEAN_KEY, STD_KEY):
-                    if name.endswith(f"extra/{key}"):
-                        stored[key] = archive.read(name).decode()
+        stored = extra_files(source.path)
     return stored
-
-
-def stored_normalisation(properties: Mapping[str, str]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std from the properties of a model file; empty where they are not among them."""
-    return parse_numbers(properties.get(MEAN_KEY, "")), parse_numbers(properties.get(STD_KEY, ""))
-
-
-def parse_numbers(text: str) -> tuple[float, ...]:
-    """`"0.5,0.5"` -> (0.5, 0.5); `OptionError` for anything that is no list of numbers."""
-    try:
-        return tuple(float(part) for part in text.split(",")) if text.strip() else ()
-    except ValueError:
-        raise OptionError(f"{text!r} is no list of numbers like 0.485,0.456,0.406") from None
-
-
-def format_numbers(values: Iterable[float]) -> str:
-    """(0.5, 0.5) -> `"0.5,0.5"`, from which `parse_numbers` reads the same numbers, to the last bit."""
-    return ",".join(repr(value) for value in values)
-
-
-def _check_normalisation(mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> None:
-    for name, values in (("mean", mean), ("std", std)):
-        if values and len(values) != channels:
-            raise OptionError(
-                f"{name} has {len(values)} numbers ({', '.join(map(str, values))}); the network has {channels} channels"
-            )
-        if not all(math.isfinite(value) for value in values):
-            raise OptionError(f"{name} is {', '.join(map(str, values))}; all must be finite")
-    if any(value <= 0 for value in std):
-        raise OptionError(f"std is {', '.join(map(str, std))}; all must be above 0")
 
 
 def _line(error: Exception) -> str:

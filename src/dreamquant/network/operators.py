@@ -58,6 +58,15 @@ PASSTHROUGH = {
     aten.pixel_shuffle.default,
 }
 
+# those of them that may drop values
+PARTIAL: set[Any] = {
+    aten.max_pool2d.default,
+    aten.adaptive_max_pool2d.default,
+    aten.slice.Tensor,
+    aten.select.int,
+    aten.index_select.default,
+}
+
 
 def is_call(node: object, targets: Set[Any]) -> bool:
     """Whether `node` is a call of one of `targets`."""

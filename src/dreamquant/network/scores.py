@@ -1,50 +1,56 @@
-"""What a network answers: its first output on images, the probabilities of classes, and how near two networks' answers are."""
+"""What a network answers to images: all its outputs, and the probabilities of classes where it has an output of these."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
+import numpy as np
 import torch
 from torch import Tensor
 
-from dreamquant.network.graph import Network, output_nodes
-from dreamquant.network.operators import SOFTMAX, is_call
+from dreamquant.network.answers import class_logits, divergence, top1_agreement
+from dreamquant.network.graph import Network, by_image, whole_batches
+from dreamquant.network.outputs import class_output
+from dreamquant.runtime import OnnxRunner
+
+__all__ = [
+    "class_probabilities",
+    "divergence",
+    "file_answers",
+    "float_answers",
+    "knows_classes",
+    "scores_classes",
+    "top1_agreement",
+]
 
 
-def float_scores(network: Network, images: Tensor, *, chunk: int = 64) -> Tensor:
-    """The float network's first output on images (N, C, H, W)."""
+def float_answers(network: Network, images: Tensor, *, chunk: int = 64) -> list[Tensor]:
+    """All outputs of the float network on images (N, C, H, W), each (N, ...)."""
     with torch.no_grad():
-        return torch.cat([network(piece) for piece in torch.split(images, chunk)])
+        pieces = [network.answers(piece) for piece in torch.split(images, chunk)]
+    return [torch.cat(parts) for parts in zip(*pieces, strict=True)]
 
 
-def class_probabilities(network: Network, scores: Tensor) -> Tensor | None:
-    """Probabilities (N, classes) from the network's scores, which are those already where it ends in a softmax; None for
-    outputs that are no scores of at least two classes."""
-    if not _of_classes(scores.shape):
-        return None
-    return scores if is_call(output_nodes(network.graph.graph)[0], SOFTMAX) else scores.softmax(1)
+def file_answers(network: Network, runner: OnnxRunner, images: Tensor, *, chunk: int = 32) -> list[Tensor]:
+    """All outputs, each (N, ...), of a file that was written from the network, on images (N, C, H, W)."""
+    found = []
+    for piece in torch.split(images.contiguous(), runner.batch or chunk):
+        filled = whole_batches(piece, runner.batch)
+        values = [torch.from_numpy(np.ascontiguousarray(value)) for value in runner.all(filled.numpy())]
+        found.append([value[: len(piece)] for value in by_image(values, network.outputs, len(filled))])
+    return [torch.cat(parts) for parts in zip(*found, strict=True)]
+
+
+def class_probabilities(network: Network, answers: list[Tensor]) -> Tensor | None:
+    """Probabilities (N, classes) of the first output of classes; None for a network without one."""
+    place = class_output(network.outputs)
+    return None if place is None else class_logits(network.outputs[place], answers[place]).softmax(1)
 
 
 def scores_classes(network: Network) -> bool:
-    """Whether the network's first output is scores of at least two classes, so that answers can be right or wrong."""
-    return _of_classes(output_nodes(network.graph.graph)[0].meta["shape"])
+    """Whether an output is taken for scores of classes, so that a dreamer can aim at them."""
+    return class_output(network.outputs) is not None
 
 
-def _of_classes(shape: Sequence[int]) -> bool:
-    return len(shape) == 2 and shape[1] > 1
-
-
-def divergence(expected: Tensor, actual: Tensor) -> float:
-    """Mean Kullback-Leibler divergence of the softmax of `actual` scores from that of `expected` ones, in nats.
-
-    Both are (N, classes, ...): class scores lie along axis 1. The sums are in double precision: eight bits cost less than
-    single precision can tell from nothing.
-    """
-    one, other = (scores.double().log_softmax(1) for scores in (expected, actual))
-    parts = torch.where(one.isneginf(), 0.0, one.exp() * (one - other))
-    return parts.sum(1).mean().item()
-
-
-def top1_agreement(expected: Tensor, actual: Tensor) -> float:
-    """Percent of the images (and places) where both scores (N, classes, ...) have their largest in the same class."""
-    return 100.0 * (expected.argmax(1) == actual.argmax(1)).double().mean().item()
+def knows_classes(network: Network) -> bool:
+    """Whether more than its shape says so: only then are answers told to be right or wrong."""
+    place = class_output(network.outputs)
+    return place is not None and network.outputs[place].certain

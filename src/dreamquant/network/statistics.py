@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
+from dreamquant.network.answers import class_logits
 from dreamquant.network.graph import Network, aten, input_node, output_nodes, tensor_of, whole_batches
 from dreamquant.network.operators import CONVOLUTIONS, LINEARS, TRANSPOSED, WEIGHTED, is_call
+from dreamquant.network.outputs import class_output, main_output
 
 EPSILON = 1e-6  # added to variances before the root, as in the official code of ZeroQ, DSG and Genie
 
@@ -38,7 +40,7 @@ def batch_norms(network: Network) -> list[BatchNormStatistics]:
 
 
 class Probed(NamedTuple):
-    """What a network shows on a batch: scores, the tensor entering each BatchNorm, and that entering its last layer."""
+    """What a network shows on a batch: scores as `watch` has them, what enters each BatchNorm, and what its last layer."""
 
     scores: Tensor
     features: list[Tensor]
@@ -68,15 +70,18 @@ def probe(network: Network, *, before_stride: Callable[[Tensor], Tensor] | None 
 def watch(
     network: Network, nodes: list[fx.Node], *, before_stride: Callable[[Tensor], Tensor] | None = None
 ) -> Callable[[Tensor], tuple[Tensor, list[Tensor]]]:
-    """A function of images that returns (first output, [the value of each node, ...]); gradients reach the images.
+    """A function of images that returns (scores, [the value of each node, ...]); gradients reach the images.
 
-    Values may hold several rows an image along their first axis, as windows do. BatchNorms are computed as the products and sums
-    that they are in eval mode. The network itself is left as it is.
+    Scores are logits (N, classes), at least two, of the first output of classes; of a network that has none, its main output
+    (N, ...). Values may hold several rows an image along their first axis, as windows do. BatchNorms are computed as the products
+    and sums that they are in eval mode. The network itself is left as it is.
     """
     graph = copy.deepcopy(network.graph)
     inside = list(graph.graph.nodes)
     copied = {node.name: node for node in inside}
-    inside[-1].args = ((output_nodes(graph.graph)[0], [copied[node.name] for node in nodes]),)
+    place, classes = main_output(network.outputs), class_output(network.outputs)
+    shown = network.outputs[place] if network.outputs else None
+    inside[-1].args = ((output_nodes(graph.graph)[place], [copied[node.name] for node in nodes]),)
     for node in _batch_norm_nodes(graph.graph):
         _replace_by_affine(graph, node)
     for node in inside:
@@ -86,11 +91,17 @@ def watch(
     graph.graph.eliminate_dead_code()
     graph.recompile()
 
+    def one(images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        scores, values = graph(images)
+        if shown is not None:
+            scores = shown.by_image(scores, len(images))
+        return scores if classes is None or shown is None else class_logits(shown, scores), values
+
     def run(images: Tensor) -> tuple[Tensor, list[Tensor]]:
         if network.batch is None:
-            return graph(images)  # type: ignore[no-any-return]
+            return one(images)
         padded = whole_batches(images, network.batch)
-        scores, features = zip(*(graph(piece) for piece in torch.split(padded, network.batch)), strict=True)
+        scores, features = zip(*(one(piece) for piece in torch.split(padded, network.batch)), strict=True)
         joined = [torch.cat(parts) for parts in zip(*features, strict=True)]
         wanted = [value[: len(value) // len(padded) * len(images)] for value in joined]
         return torch.cat(scores)[: len(images)], wanted

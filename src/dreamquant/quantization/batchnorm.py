@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import fx
 
 from dreamquant.errors import OptionError
@@ -17,15 +18,15 @@ from dreamquant.quantization.through import following_function, narrow
 from dreamquant.quantization.walk import keep_float, quantizer_of
 
 
-def grids_from_batchnorm(student: Student, widths: dict[str, int], roots: dict[str, fx.Node]) -> dict[str, Grid]:
+def grids_from_batchnorm(student: Student, widths: dict[str, int], deciders: dict[str, tuple[fx.Node, ...]]) -> dict[str, Grid]:
     """The activation grids of a student, by the quantizers' names: mean +- `plan.deviations` deviations of the widest channels.
 
-    `widths` and `roots` as from `prepare`. Raises `OptionError` for a network without BatchNorm statistics, and where they do not
-    reach a tensor that is to be quantized.
+    `widths` and `deciders` as from `prepare`. Raises `OptionError` for a network without BatchNorm statistics, and where they do
+    not reach a tensor that is to be quantized.
     """
     plan, graph = student.plan, student.network.graph.graph
     known = _known(student, "range_source")
-    missing = [root for root in roots.values() if root not in known]
+    missing = [node for nodes in deciders.values() for node in nodes if node not in known]
     if missing:
         nodes = data_nodes(graph)
         unknown = [node for node in nodes if node not in known]
@@ -35,12 +36,13 @@ def grids_from_batchnorm(student: Student, widths: dict[str, int], roots: dict[s
             f"{', '.join(f'{node.name} ({node.target})' for node in culprits)}; use range_source='samples'"
         )
     grids = {}
-    for name, root in roots.items():
+    for name, decisive in deciders.items():
         form: dict[str, Any] = {"bits": widths[name], "symmetric": plan.activation_symmetric}
-        low, high = (end.reshape(1).float() for end in (known[root].low.min(), known[root].high.max()))
-        function = following_function(root) if plan.placement == "integer" else None
+        low = torch.stack([known[node].low.min() for node in decisive]).min().reshape(1).float()
+        high = torch.stack([known[node].high.max() for node in decisive]).max().reshape(1).float()
+        function = following_function(decisive) if plan.placement == "integer" else None
         if function is not None:
-            low, high = narrow(known[root].typical().float().reshape(1, -1), low, high, function, **form)
+            low, high = narrow(known[decisive[0]].typical().float().reshape(1, -1), low, high, function, **form)
         grids[name] = grid_of_range(low, high, **form)
     return grids
 

@@ -1,8 +1,8 @@
-"""What an activation's error does to the scores, and ranges that are narrowed by it.
+"""What an activation's error does to the answers, and ranges that are narrowed by it.
 
 A range of least error keeps the few largest values of a tensor, though the layers behind may hardly tell them apart, and takes
-the levels for them from all other values. How far an error e of a tensor x moves the scores is, to first order, g . e with g the
-scores' gradient at x: one run backward tells it of every tensor at once, and a histogram of g over x, image by image, of every
+the levels for them from all other values. How far an error e of a tensor x moves the answers is, to first order, g . e with g
+their gradient at x: one run backward tells it of every tensor at once, and a histogram of g over x, image by image, of every
 range. Errors of one image are added up before they are squared, so that a clip, which moves many values one way, counts in full,
 while roundings to both sides cancel.
 """
@@ -17,30 +17,36 @@ import torch
 from torch import Tensor, fx
 
 from dreamquant.errors import ModelError
-from dreamquant.network.graph import Network, first_output, whole_batches
+from dreamquant.network.answers import margins, spreads
+from dreamquant.network.graph import Network, by_image, whole_batches
+from dreamquant.network.scores import float_answers
 from dreamquant.quantization.grid import Grid, grid_of_range
 from dreamquant.quantization.histogram import BINS
 
 IMAGES, CHUNK = 64, 8  # looked at in all, and at once
-RIVALS = 3  # classes whose distance from the best one is followed
 NARROWER, CANDIDATES = 0.94, 75  # each range is so much of the one before; the last is a hundredth of the first
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What errors of a tensor's values do: `points` (bins,), the values; `slopes` (images x rivals, bins), summed gradients."""
+    """What errors of a tensor's values do: `points` (bins,), the values; `slopes` (images x margins, bins), summed gradients."""
 
     points: Tensor
     slopes: Tensor
 
     def of(self, grids: list[Grid]) -> Tensor:
-        """The mean squared distance that each grid moves the scores by, to first order: (len(grids),)."""
+        """The mean squared distance that each grid moves the answers by, to first order: (len(grids),)."""
         errors = torch.stack([grid.fake(self.points) - self.points for grid in grids], 1)
         return (self.slopes @ errors).square().mean(0)
 
 
+def together(parts: list[Effect]) -> Effect:
+    """What errors of several tensors on one grid do, added up."""
+    return Effect(torch.cat([part.points for part in parts]), torch.cat([part.slopes for part in parts], 1))
+
+
 def narrowed(low: Tensor, high: Tensor, effect: Effect, limit: float, *, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
-    """The widest c [low, high], c <= 1, that moves the scores at most `limit` times as far as the best of them, squared."""
+    """The widest c [low, high], c <= 1, that moves the answers at most `limit` times as far as the best of them, squared."""
     ratios = [NARROWER**number for number in range(CANDIDATES)]
     found = effect.of([grid_of_range(low * ratio, high * ratio, bits=bits, symmetric=symmetric) for ratio in ratios])
     first = int((found <= limit * found.min()).nonzero()[0])
@@ -48,36 +54,47 @@ def narrowed(low: Tensor, high: Tensor, effect: Effect, limit: float, *, bits: i
 
 
 def effects(network: Network, nodes: Collection[fx.Node], images: Tensor) -> dict[fx.Node, Effect]:
-    """For nodes of a network's graph, what errors of their values on images (N, C, H, W) do to the scores.
+    """For nodes of a network's graph, what errors of their values on images (N, C, H, W) do to the answers.
 
-    Followed are the distances between an image's largest score and the three next ones. Nodes on which the scores do not depend
-    are left out. Raises `ModelError` for scores without a gradient, or with one that is not finite.
+    Followed are the `margins` of all outputs: of classes the distances between an image's largest score and the three next ones.
+    Nodes on which the answers do not depend are left out. Raises `ModelError` for answers without a gradient, or with one that is
+    not finite.
     """
     if not nodes:
         return {}
     graph, size = network.graph, network.batch or CHUNK
     pieces = torch.split(whole_batches(images[:IMAGES], network.batch), size)
     limits = _limits(graph, nodes, pieces)
+    variances = spreads(network.outputs, float_answers(network, images[:IMAGES], chunk=size))
     found: dict[fx.Node, list[Tensor]] = {}
     for piece in pieces:
         recorder = _Recorder(graph, nodes)
         with torch.enable_grad():
-            scores = first_output(recorder.run(piece)).flatten(1)
-            if not scores.requires_grad:
-                raise ModelError("effect_limit asks how far errors move the scores, and the first output has no gradient")
-            best = scores.topk(min(RIVALS + 1, scores.shape[1]), dim=1).values.sum(0)
-            distances = best[0] - best[1:] if len(best) > 1 else best
-            for number, distance in enumerate(distances):
+            followed = _followed(network, recorder.run(piece), variances, len(piece))
+            if not followed:
+                raise ModelError("effect_limit asks how far errors move the answers, and they have no gradient")
+            for number, margin in enumerate(followed):
                 gradients = torch.autograd.grad(
-                    distance, list(recorder.seen.values()), retain_graph=number + 1 < len(distances), allow_unused=True
+                    margin, list(recorder.seen.values()), retain_graph=number + 1 < len(followed), allow_unused=True
                 )
                 for (node, value), gradient in zip(recorder.seen.items(), gradients, strict=True):
                     if gradient is not None:
                         found.setdefault(node, []).append(_histogram(value.detach(), gradient, *limits[node]))
     result = {node: Effect(_centres(*limits[node]), torch.cat(slopes)) for node, slopes in found.items()}
     if not all(bool(effect.slopes.isfinite().all()) for effect in result.values()):
-        raise ModelError("effect_limit asks how far errors move the scores, and their gradients are not finite numbers")
+        raise ModelError("effect_limit asks how far errors move the answers, and their gradients are not finite numbers")
     return result
+
+
+def _followed(network: Network, result: Any, variances: list[float], count: int) -> list[Tensor]:
+    """The margins of all outputs that have a gradient, each summed over the images."""
+    answers = zip(network.outputs, by_image(result, network.outputs, count), variances, strict=True)
+    found = [
+        margins(output, value, variance, seed)
+        for seed, (output, value, variance) in enumerate(answers)
+        if value.requires_grad and output.axis is not None
+    ]
+    return [margin for one in found for margin in one.sum(0)]
 
 
 class _Recorder(fx.Interpreter):
@@ -115,7 +132,8 @@ def _histogram(values: Tensor, gradients: Tensor, low: float, high: float) -> Te
     """The gradients of each image's values, summed up in the bins that the values lie in: (images, bins)."""
     flat = values.flatten(1)
     bins = ((flat - low) * (BINS / max(high - low, 1e-30))).long().clamp_(0, BINS - 1)
-    return torch.zeros(len(flat), BINS).scatter_add_(1, bins, gradients.flatten(1))
+    sums = torch.zeros(len(flat), BINS, dtype=torch.float64).scatter_add_(1, bins, gradients.flatten(1).double())
+    return sums.float()
 
 
 def _centres(low: float, high: float) -> Tensor:

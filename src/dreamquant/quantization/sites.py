@@ -13,6 +13,7 @@ from dreamquant.network.operators import (
     CLIPPING,
     CONVOLUTIONS,
     INTEGER_CAPABLE,
+    PARTIAL,
     PASSTHROUGH,
     PRODUCTS,
     WEIGHTED,
@@ -39,16 +40,21 @@ TWO_SIDED = {aten.add.Tensor, aten.mul.Tensor}
 
 @dataclass(frozen=True)
 class Site:
-    """An activation to quantize: after `node`, for `users`, on the grid found from the values of `root` (often `node` itself).
+    """An activation to quantize: after `node`, for `users`, on the grid found from the values of `deciders` (often `node` alone).
 
-    `name` is the grid's: sites of one root and as many bits share it.
+    `name` is the grid's: sites of the same deciders and as many bits share it. It is called after the first of them, `root`.
     """
 
     node: fx.Node
-    root: fx.Node
+    deciders: tuple[fx.Node, ...]
     bits: int
     users: tuple[fx.Node, ...]
     name: str
+
+    @property
+    def root(self) -> fx.Node:
+        """The first decider."""
+        return self.deciders[0]
 
 
 def activation_sites(graph: fx.Graph, plan: Plan, bits: Bits) -> list[Site]:
@@ -59,24 +65,26 @@ def activation_sites(graph: fx.Graph, plan: Plan, bits: Bits) -> list[Site]:
     if not plan.quantize_image:
         wanted.discard(nodes[0])
     ordered = [node for node in nodes if node in wanted]
-    roots = _roots(ordered) if plan.placement == "integer" else {node: node for node in ordered}
-    width = {node: _bits(node, graph, plan, bits) for node in ordered}
-    widest: dict[fx.Node, int] = {}
-    for node, root in roots.items():
-        widest[root] = max(widest.get(root, 0), width[node])
-    alone = Counter(roots.values())
-    return [site for node in ordered for site in _sites(node, roots[node], widest[roots[node]], plan, alone[roots[node]] == 1)]
+    groups = _groups(ordered) if plan.placement == "integer" else {node: (node,) for node in ordered}
+    sources = [(layer, _sources(layer)) for layer in weighted_nodes(graph)]
+    width = {node: _bits(node, sources, plan, bits) for node in ordered}
+    widest: dict[tuple[fx.Node, ...], int] = {}
+    for node, deciders in groups.items():
+        widest[deciders] = max(widest.get(deciders, 0), width[node])
+    alone = Counter(groups.values())
+    return [site for node in ordered for site in _sites(node, groups[node], widest[groups[node]], plan, alone[groups[node]] == 1)]
 
 
-def _sites(node: fx.Node, root: fx.Node, bits: int, plan: Plan, alone: bool) -> list[Site]:
+def _sites(node: fx.Node, deciders: tuple[fx.Node, ...], bits: int, plan: Plan, alone: bool) -> list[Site]:
     """A tensor's site, or two where readers without weights have more bits than the rest of its readers.
 
     One that is not `alone` on its grid holds values that were put there already, or will be, and has no bits to give.
     """
     wide = tuple(user for user in node.users if _is_elementwise(user)) if alone and (plan.elementwise_bits or 0) > bits else ()
     rest = tuple(user for user in node.users if user not in wide)
-    found = [Site(node, root, plan.elementwise_bits or bits, wide, f"{root.name}_elementwise_grid")] if wide else []
-    return [*found, Site(node, root, bits, rest, f"{root.name}_grid")] if rest or not wide else found
+    name = deciders[0].name
+    found = [Site(node, deciders, plan.elementwise_bits or bits, wide, f"{name}_elementwise_grid")] if wide else []
+    return [*found, Site(node, deciders, bits, rest, f"{name}_grid")] if rest or not wide else found
 
 
 def _is_elementwise(node: fx.Node) -> bool:
@@ -97,17 +105,13 @@ def weighted_nodes(graph: fx.Graph) -> list[fx.Node]:
     ]
 
 
-def is_score(node: fx.Node) -> bool:
-    """Whether a tensor reaches the outputs through no further layer: class scores are such, and clipping them costs certainty."""
-    waiting, seen = list(node.users), set()
-    while waiting:
-        user = waiting.pop()
-        if is_call(user, COMPUTE):
-            return False
-        if user not in seen:
-            seen.add(user)
-            waiting.extend(user.users)
-    return True
+def score_nodes(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes that reach the outputs through no further layer: class scores are such, and clipping them costs certainty."""
+    found: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if all(user in found and not is_call(user, COMPUTE) for user in node.users):
+            found.add(node)
+    return found
 
 
 def _activation_outputs(nodes: list[fx.Node], plan: Plan) -> set[fx.Node]:  # noqa: ARG001
@@ -220,8 +224,8 @@ def _only_feeds_unmerged(node: fx.Node) -> bool:
     return bool(functions) and gates and len(functions) + len(products) == len(node.users)
 
 
-def _roots(sites: list[fx.Node]) -> dict[fx.Node, fx.Node]:
-    """For each site the node whose values decide its grid: sites joined by concatenations and by operations that only pass
+def _groups(sites: list[fx.Node]) -> dict[fx.Node, tuple[fx.Node, ...]]:
+    """For each site the nodes whose values decide its grid: sites joined by concatenations and by operations that only pass
     values on share one."""
     parent = {node: node for node in sites}
 
@@ -238,24 +242,33 @@ def _roots(sites: list[fx.Node]) -> dict[fx.Node, fx.Node]:
     groups: dict[fx.Node, list[fx.Node]] = {}
     for node in sites:
         groups.setdefault(find(node), []).append(node)
-    roots = {}
-    for members in groups.values():
-        joins = [node for node in members if is_call(node, {aten.cat.default})]
-        for node in members:
-            roots[node] = joins[-1] if joins else members[0]
-    return roots
+    return {node: deciders for members in groups.values() for deciders in [_deciders(members)] for node in members}
 
 
-def _bits(node: fx.Node, graph: fx.Graph, plan: Plan, bits: Bits) -> int:
-    layers = weighted_nodes(graph)
-    widths = {layer: plan.layer(layer.name).input_bits for layer in layers if node in _sources(layer)}
-    if any(widths.values()):
-        return max(width or bits.activations for width in widths.values())
+def _deciders(members: list[fx.Node]) -> tuple[fx.Node, ...]:
+    """Of tensors on one grid the last concatenation, or else the first tensor, and each that adds values which that lacks."""
+    held: dict[fx.Node, set[fx.Node]] = {}  # the tensors whose values a member has, all of them
+    for node in members:
+        joins = is_call(node, {aten.cat.default})
+        sources = [source for source in data_inputs(node) if source in held] if joins or is_passthrough(node) else []
+        whole = not is_call(node, PARTIAL)
+        held[node] = set().union(*(held[source] for source in sources if whole))
+        if not sources or (joins and len(sources) < len(node.all_input_nodes)):
+            held[node].add(node)
+    root = next((node for node in reversed(members) if is_call(node, {aten.cat.default})), members[0])
+    first = set().union(*held.values()) - held[root]
+    return (root, *(node for node in members if node in first))
+
+
+def _bits(node: fx.Node, sources: list[tuple[fx.Node, set[fx.Node]]], plan: Plan, bits: Bits) -> int:
+    widths = [plan.layer(layer.name).input_bits for layer, read in sources if node in read]
+    if any(widths):
+        return max(width or bits.activations for width in widths)
     if is_input(node):
         return plan.image_bits or bits.activations
-    if plan.last_input_bits and layers and node in _sources(layers[-1]):
+    if plan.last_input_bits and sources and node in sources[-1][1]:
         return plan.last_input_bits
-    if plan.second_input_bits and len(layers) > 1 and node in _sources(layers[1]):
+    if plan.second_input_bits and len(sources) > 1 and node in sources[1][1]:
         return plan.second_input_bits
     return bits.activations
 

@@ -45,6 +45,11 @@ class Student:
         with torch.no_grad():
             return self.network(images)
 
+    def answers(self, images: Tensor) -> list[Tensor]:
+        """All of the student's outputs on images (N, C, H, W), each (N, ...)."""
+        with torch.no_grad():
+            return self.network.answers(images)
+
     def tensors(self) -> list[QuantizedTensor]:
         """Everything that is quantized, in the order of the graph."""
         found = []
@@ -64,10 +69,10 @@ def quantizer_nodes(graph: fx.Graph) -> list[fx.Node]:
     return [node for node in graph.nodes if node.op == "call_module" and "kind" in node.meta]
 
 
-def prepare(network: Network, plan: Plan, bits: Bits) -> tuple[Student, dict[str, int], dict[str, fx.Node]]:
+def prepare(network: Network, plan: Plan, bits: Bits) -> tuple[Student, dict[str, int], dict[str, tuple[fx.Node, ...]]]:
     """A student whose quantizers are in place but have no grids yet, so that it still computes the float function.
 
-    Returns also, by the quantizer's name, its bits and, for activations, the node whose values decide its grid.
+    Returns also, by the quantizer's name, its bits and, for activations, the nodes whose values decide its grid.
     """
     network = transformed(network, plan, bits)
     graph = network.graph
@@ -75,9 +80,9 @@ def prepare(network: Network, plan: Plan, bits: Bits) -> tuple[Student, dict[str
     check_layers(network, plan)
     sites = activation_sites(graph.graph, plan, bits)
     widths: dict[str, int] = {}
-    roots: dict[str, fx.Node] = {}
+    deciders: dict[str, tuple[fx.Node, ...]] = {}
     for site in sites:
-        widths[site.name], roots[site.name] = site.bits, site.root
+        widths[site.name], deciders[site.name] = site.bits, site.deciders
         _insert(graph, site.node, site.name, "activation", users=site.users)
     for index, layer in enumerate(layers):
         if plan.layer(layer.name).keep_float:
@@ -93,7 +98,7 @@ def prepare(network: Network, plan: Plan, bits: Bits) -> tuple[Student, dict[str
             _insert(graph, bias, f"{layer.name}_bias_grid", "bias", users=[layer])
     graph.graph.lint()
     graph.recompile()
-    return Student(network, plan, bits), widths, roots
+    return Student(network, plan, bits), widths, deciders
 
 
 def check_layers(network: Network, plan: Plan) -> None:

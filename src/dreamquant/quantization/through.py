@@ -22,11 +22,15 @@ LOWS = (1.0, 0.85, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1, 0.05, 0.0)
 HIGHS = (1.0, 0.95, 0.9, 0.8, 0.7)
 
 
-def following_function(node: fx.Node) -> Callable[[Tensor], Tensor] | None:
+def following_function(deciders: tuple[fx.Node, ...]) -> Callable[[Tensor], Tensor] | None:
     """The element-wise function that is all a tensor is used for, f(x) or x f(x); None where there is no such.
 
-    `node` is read through its quantizer, as in a student's graph.
+    Nor has a grid of several deciders one: only some of its tensors may lead into the function. A node is read through its
+    quantizer, as in a student's graph.
     """
+    if len(deciders) > 1:
+        return None
+    (node,) = deciders
     readers = [user for user in node.users if user.op == "call_module"]
     node = readers[0] if readers else node
     users = list(node.users)

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from dreamquant.network.graph import is_input, tensor_of
 from dreamquant.quantization.grid import FakeQuantize
 
+CHUNK = 32  # images run at once
 KEPT = "float"  # in the meta of a `get_attr`: the buffer that holds what the float network has there
 
 Chunks = list[Tensor]  # a tensor's values on all samples, in pieces
@@ -38,7 +39,7 @@ def walk(
     graph: fx.GraphModule,
     images: Tensor,
     *,
-    chunk: int = 32,
+    chunk: int = CHUNK,
     before: Before | None = None,
     after: After | None = None,
     pieces: Mapping[fx.Node, P] | None = None,
@@ -69,8 +70,8 @@ def walk(
                 piece = pieces[node]
                 inside.update(piece.nodes)
                 quantized[piece.output], exact[piece.output] = during(piece, quantized[piece.input], exact[piece.input])
-            elif node in inside:
-                pass
+            elif node in inside or any(argument in inside and argument not in quantized for argument in node.all_input_nodes):
+                inside.add(node)  # what gives several tensors, as a split does, is no node of a piece, and is computed in it
             elif not any(argument in quantized for argument in node.all_input_nodes):
                 stored[node] = _compute(graph, node, stored)
             elif node.op == "call_module":

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamquant.errors import OptionError, unknown
-from dreamquant.methods import BUDGETS, find_method
+from dreamquant.methods import BUDGETS, check_seed, find_method
 from dreamquant.quantization.student import Student
 from dreamquant.reconstruction._loop import Callback
 from dreamquant.samples import Samples
@@ -33,7 +33,7 @@ def reconstruct(
     What is not given is as published, or with the budgets `standard` and `quick` a fraction of the steps. Units that are done are
     kept in `folder`, and a run with the same settings goes on from them. Raises `OptionError` for what is not known.
     """
-    found = find_method("reconstruction", method)
+    found, seed = find_method("reconstruction", method), check_seed(seed)
     if budget not in BUDGETS:
         raise OptionError(unknown("budget", budget, BUDGETS))
     options = found.budget(budget) | found.check_options(options)

@@ -16,15 +16,17 @@ from torch import Tensor, fx
 
 from dreamquant.errors import OptionError, unknown
 from dreamquant.network.edit import set_tensor
+from dreamquant.network.fingerprint import fingerprint
 from dreamquant.network.graph import digest, tensor_of, whole_batches
+from dreamquant.quantization.biases import restore_biases, settle_biases
 from dreamquant.quantization.grid import FakeQuantize, Grid
 from dreamquant.quantization.plan import LARGEST_BITS
-from dreamquant.quantization.quantize import restore_biases, settle_biases
 from dreamquant.quantization.student import Student, quantizer_nodes
 from dreamquant.quantization.walk import Chunks, keep_float, quantizer_of, walk
 from dreamquant.reconstruction._learned import LearnedStep, SoftRounding, mixed
 from dreamquant.reconstruction._store import Progress, Spill
 from dreamquant.reconstruction._units import Unit, grouped, layer_units, segment_units
+from dreamquant.samples import in_order
 
 Callback = Callable[[int, int, float], None]  # (steps done, steps in all, loss)
 LARGEST_BETA, SMALLEST_BETA = 20.0, 2.0
@@ -88,7 +90,9 @@ def reconstruct_units(
     images = whole_batches(images, student.network.batch)
     made_by = {
         "seed": seed,
-        "from": digest([images, *student.network.graph.buffers()]),
+        "from": fingerprint(student.network),
+        "images": digest([images]),
+        "grids": digest(_grids(student)),
         "plan": student.plan.model_dump(),
         "bits": str(student.bits),
     }
@@ -100,6 +104,12 @@ def reconstruct_units(
         done += len(work) * schedule.steps
     settle_biases(student, images)
     return student
+
+
+def _grids(student: Student) -> list[Tensor]:
+    """All that quantizers round to."""
+    grids = [module.grid for module in student.network.graph.modules() if isinstance(module, FakeQuantize)]
+    return [part for grid in grids if isinstance(grid, Grid) for part in (grid.scale, grid.zero_point)]
 
 
 def _further(callback: Callback, before: int, total: int) -> Callback:
@@ -258,7 +268,7 @@ def _learn(
         weight, grid = module.rounded()
         stored = node.all_input_nodes[0]
         keep_float(unit.graph, stored)
-        set_tensor(unit.graph, stored, weight)
+        set_tensor(unit.graph, stored, in_order(weight))
         quantizer_of(unit.graph, node).grid = grid
     for name, learnt_step in steps.items():
         submodule = unit.graph.get_submodule(name)

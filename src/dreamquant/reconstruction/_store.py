@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from dreamquant.files import atomic_write, make_run_folder
+from dreamquant.files import make_run_folder
+from dreamquant.kept import keep, kept
 from dreamquant.network.edit import set_tensor
 from dreamquant.network.graph import tensor_of
 from dreamquant.quantization.grid import FakeQuantize, Grid
@@ -34,19 +33,14 @@ class Progress:
     def keep(self, number: int, unit: Unit) -> None:
         """Write what the student has in this unit."""
         if self.folder is not None:
-            tensors = {name: value.detach().clone().contiguous() for name, value in _state(unit).items()}
-            atomic_write(self._path(number), save(tensors, metadata={"made_by": self.made_by}))
+            keep(self._path(number), _state(unit), self.made_by)
 
     def restore(self, number: int, unit: Unit) -> bool:
         """Put into the student what an earlier run has written of this unit, if it has."""
-        if self.folder is None or not self._path(number).exists():
-            return False
-        with safe_open(self._path(number), "pt") as file:
-            if (file.metadata() or {}).get("made_by") != self.made_by:
-                return False
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
-        _put(unit, tensors)
-        return True
+        tensors = None if self.folder is None else kept(self._path(number), self.made_by)
+        if tensors is not None:
+            _put(unit, tensors)
+        return tensors is not None
 
     def _path(self, number: int) -> Path:
         assert self.folder is not None

@@ -13,10 +13,10 @@ from torch import Tensor, fx
 from dreamquant.network.graph import aten, tensor_of
 from dreamquant.network.operators import WEIGHTED, data_inputs, is_call
 from dreamquant.network.segments import segments
-from dreamquant.quantization.quantize import is_depthwise
 from dreamquant.quantization.sites import ACTIVATION_FUNCTIONS
 from dreamquant.quantization.student import Student
 from dreamquant.quantization.walk import KEPT
+from dreamquant.quantization.weights import is_depthwise
 
 Modules = Mapping[fx.Node, Any]  # by the node of a quantizer: what is run in its place
 _SIZE = aten.sym_size.int

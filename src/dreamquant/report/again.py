@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dreamquant.network.graph import Network
-from dreamquant.network.load import format_numbers
+from dreamquant.network.input_space import NO_PIXELS, format_numbers
+from dreamquant.network.outputs import STATED
 from dreamquant.recipe import Recipe
 from dreamquant.run import Result
 
@@ -33,9 +34,20 @@ def command_again(result: Result) -> str:
         return _python(network, output, result.seed)
     parts = ["dreamquant", "quantize", network.source.text, "-o", output, "--recipe", SAVED, "--budget", AS_WRITTEN]
     parts += ["--seed", str(result.seed), "--input-shape", ",".join(map(str, network.input_shape))]
-    if network.mean:
-        parts += [f"--mean={format_numbers(network.mean)}", f"--std={format_numbers(network.std)}"]
+    parts += [
+        f"--{name}={value if isinstance(value, str) else format_numbers(value)}" for name, value in stated_input(network).items()
+    ]
+    parts += [f"--outputs={name}={kind}" for name, kind in _stated_outputs(network).items()]
+    parts += ["--force"] * bool(network.space.doubt) + ["--trust-model"] * network.source.trusted
     return on_lines(parts)
+
+
+def stated_input(network: Network) -> dict[str, str | tuple[float, ...]]:
+    """What a user has stated of the input space, by the names of the options."""
+    space = network.space
+    if space.known != "stated":
+        return {}
+    return {"mean": space.mean, "std": space.std} if space.mean else {"pixels": NO_PIXELS}
 
 
 def on_lines(parts: Sequence[str]) -> str:
@@ -50,10 +62,18 @@ def on_lines(parts: Sequence[str]) -> str:
 
 def _python(network: Network, output: str, seed: int) -> str:
     fields: dict[str, Any] = {"recipe": SAVED, "budget": AS_WRITTEN, "seed": seed, "input_shape": network.input_shape}
-    if network.mean:
-        fields |= {"mean": network.mean, "std": network.std}
+    fields |= stated_input(network)
+    if _stated_outputs(network):
+        fields["outputs"] = _stated_outputs(network)
+    if network.space.doubt:
+        fields["force"] = True
     options = ", ".join(f"{name}={value!r}" for name, value in fields.items())
     return f"dreamquant.run(model, {output!r}, {options})"
+
+
+def _stated_outputs(network: Network) -> dict[str, str]:
+    """The kinds of outputs that were stated."""
+    return {output.name: output.kind for output in network.outputs if output.known == STATED}
 
 
 def _key(name: str) -> str:

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from dreamquant.network.graph import Network
-from dreamquant.network.scores import class_probabilities, float_scores
+from dreamquant.network.scores import class_probabilities, float_answers
 from dreamquant.samples import Samples
 from dreamquant.storage import visible_pixels
 
@@ -56,7 +56,7 @@ def about_pictures(samples: Samples, network: Network) -> str:
 
 
 def _labels(samples: Samples, network: Network) -> list[str]:
-    probabilities = class_probabilities(network, float_scores(network, samples.images))
+    probabilities = class_probabilities(network, float_answers(network, samples.images))
     if probabilities is None:
         return [""] * len(samples)
     confidence, classes = probabilities.max(1)

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from dreamquant.assess.agreement import Agreement
 from dreamquant.assess.trust import Trust
+from dreamquant.network.outputs import CLASSES
 from dreamquant.report import figures
 from dreamquant.report.verdict import no_trust, possible, times
 from dreamquant.report.words import STAY, counted, megabytes, number, percent, tenths
@@ -30,19 +32,10 @@ def tiles(result: Result) -> tuple[Tile, ...]:
     """The numbers that a decision is made by."""
     assessment, proof, latency = result.assessment, result.artifact.verification, result.assessment.latency
     agreement, trust = assessment.agreement, assessment.trust
-    low, high = possible(agreement)
     ratio, fastest, slowest = times(latency)
     return (
         _no_loss(no_trust(result.network)) if trust is None else _loss(trust),
-        Tile(
-            "Agreement",
-            percent(agreement.top1 / 100),
-            notes=(
-                f"of {agreement.samples} held-out dreams have the float network's top class",
-                f"so few leave {percent(low)} to {percent(high)} possible",
-                f"divergence {number(agreement.kl)}{STAY}nats",
-            ),
-        ),
+        _agreement(agreement),
         Tile(
             "Size",
             percent(assessment.size / assessment.float_size),
@@ -68,6 +61,21 @@ def tiles(result: Result) -> tuple[Tile, ...]:
             ),
         ),
     )
+
+
+def _agreement(agreement: Agreement) -> Tile:
+    if agreement.kind == CLASSES:
+        low, high = possible(agreement)
+        notes: tuple[str, ...] = (
+            f"of {agreement.samples} held-out images have the float network's top class",
+            f"so few leave {percent(low)} to {percent(high)} possible",
+            f"divergence {number(agreement.kl)}{STAY}nats",
+        )
+    else:
+        notes = (f"{agreement.unit}, on {agreement.samples} held-out images", f"distance {number(agreement.kl)}")
+    if len(agreement.outputs) > 1:
+        notes += tuple(f"{output.name} ({output.kind}): {output.text}" for output in agreement.outputs)
+    return Tile("Agreement", percent(agreement.top1 / 100), notes=notes)
 
 
 def _loss(trust: Trust) -> Tile:

@@ -9,8 +9,10 @@ from dreamquant.assess.assess import Assessment
 from dreamquant.assess.dreams import DreamMeasures
 from dreamquant.assess.latency import Latency
 from dreamquant.assess.trust import Trust
+from dreamquant.network.answers import UNITS
 from dreamquant.network.graph import Network
-from dreamquant.network.scores import scores_classes
+from dreamquant.network.outputs import CLASSES, DENSE, FEATURES, MULTILABEL, REGIONS, SEQUENCE, VALUES, class_output
+from dreamquant.network.scores import knows_classes
 from dreamquant.report.words import number, percent, sentence, tenths
 from dreamquant.run import Result
 
@@ -44,7 +46,7 @@ def verdict(assessment: Assessment) -> Verdict:
 
 def sure(agreement: Agreement) -> bool:
     """Whether the float network was sure of the answers that the quantized one does not give: such images diverge much."""
-    return agreement.kl > SURE * (1 - agreement.top1 / 100)
+    return agreement.kind != CLASSES or agreement.kl > SURE * (1 - agreement.top1 / 100)
 
 
 def _despite(agreement: Agreement, trust: Trust) -> str:
@@ -77,8 +79,8 @@ def _of_trust(trust: Trust) -> tuple[str, str]:
 
 
 def _of_agreement(agreement: Agreement) -> tuple[str, str]:
-    if agreement.top1 == 100:
-        found = f"The file gives the float network's answer on all {agreement.samples} held-out dreams"
+    if agreement.top1 == 100 and agreement.kind != VALUES:
+        found = f"The file gives the float network's answer on all {agreement.samples} held-out images"
         return OPEN, f"{found}; what accuracy it has is not estimated."
     found = _another(agreement)
     if agreement.top1 < NEAR and not sure(agreement):
@@ -91,8 +93,17 @@ def _of_agreement(agreement: Agreement) -> tuple[str, str]:
 
 
 def _another(agreement: Agreement) -> str:
-    differ = percent(1 - agreement.top1 / 100)
-    return f"it gives another answer than the float network on {differ} of {agreement.samples} held-out dreams"
+    """How far the answers are the float network's, by the kind of the main output."""
+    differ, dreams = percent(1 - agreement.top1 / 100), f"{agreement.samples} held-out images"
+    if agreement.kind == VALUES and agreement.unit == UNITS[VALUES]:
+        return f"its errors are {differ} of what the float network's answers to {dreams} differ by"
+    if agreement.kind == FEATURES:
+        return f"its embeddings have a mean cosine of {number(agreement.top1 / 100)} with the float network's on {dreams}"
+    if agreement.kind == REGIONS:
+        return f"it finds other boxes than the float network on {dreams}: F1 {percent(agreement.top1 / 100)}"
+    parts = {VALUES: "numbers", MULTILABEL: "labels", DENSE: "pixels", SEQUENCE: "time steps"}
+    what = f"the {parts[agreement.kind]} of " if agreement.kind in parts else ""
+    return f"it gives another answer than the float network on {differ} of {what}{dreams}"
 
 
 def speed(latency: Latency) -> str:
@@ -113,7 +124,7 @@ def times(latency: Latency) -> tuple[float, float, float]:
 
 
 def possible(agreement: Agreement) -> tuple[float, float]:
-    """The shares (of 1) of agreement that so few images leave possible: Wilson's interval, 95 percent."""
+    """The shares (of 1) of images that agree which so few images leave possible: Wilson's interval, 95 percent."""
     count, share, z = agreement.samples, agreement.top1 / 100, DEVIATIONS
     middle = share + z * z / (2 * count)
     width = z * ((share * (1 - share) + z * z / (4 * count)) / count) ** 0.5
@@ -122,36 +133,50 @@ def possible(agreement: Agreement) -> tuple[float, float]:
 
 def no_trust(network: Network) -> str:
     """Why no loss of accuracy is told."""
-    if scores_classes(network):
+    if knows_classes(network):
         return "This run was asked for no estimate."
-    return "The network's first output is no scores of classes, so that no answer can be right or wrong."
+    place = class_output(network.outputs)
+    if place is not None:
+        told = sentence(str(network.outputs[place]))
+        return f"That an output is scores of classes is not known, so that no loss is estimated. {told}."
+    return "The network has no output of scores of classes, so that no answer can be right or wrong."
 
 
 def cautions(result: Result, measures: DreamMeasures | None) -> list[str]:
     """When not to trust a report: what its numbers do not say, and what about this run is out of the ordinary."""
     assessment, proof = result.assessment, result.artifact.verification
-    low, high = possible(assessment.agreement)
     found = [
         "Dreams are no data: they show what the network remembers, not what it will meet. Where there are labelled images,"
         " even a few hundred, measure the file on them.",
-        f"Agreement was counted on {assessment.agreement.samples} dreams. So few leave {percent(low)} to {percent(high)} possible"
-        " for dreams of this kind, and other images are another matter.",
+        _about_agreement(assessment.agreement),
     ]
+    found += [f"{sentence(str(output))}." for output in result.network.outputs if not output.certain]
     found += _about_dreams(measures)
     if result.student.bits.weights < 8:
         found.append("Fewer than 8 bits make a file small, not fast: ONNX Runtime computes them in more bits on a processor.")
     if assessment.float_layers:
         found.append(f"Left in float, and as large and slow as before: {', '.join(assessment.float_layers)}.")
-    if proof.steps.apart:
+    if not proof.steps.same:
         found.append(
-            f"The file does not do at every layer what was measured: {proof.steps}. Its outputs are near enough to pass"
-            f" ({percent(proof.top1_agreement / 100)} of the top classes stay)."
+            f"The file says what was measured, but ONNX Runtime does not compute it so at every layer: {proof.steps}. Its outputs"
+            f" are near enough to pass ({percent(proof.top1_agreement / 100)} of the top classes stay)."
         )
     found.append(
         f"Times are of one machine, {assessment.latency.processor}, on noise, one file after the other; another processor"
         " may order them differently."
     )
     return found
+
+
+def _about_agreement(agreement: Agreement) -> str:
+    counted = f"Agreement was counted on {agreement.samples} dreams"
+    if agreement.kind != CLASSES:
+        return f"{counted}, and other images are another matter."
+    low, high = possible(agreement)
+    return (
+        f"{counted}. So few leave {percent(low)} to {percent(high)} possible for dreams of this kind, and other images are"
+        " another matter."
+    )
 
 
 def _about_dreams(measures: DreamMeasures | None) -> list[str]:

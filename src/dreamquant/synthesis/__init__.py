@@ -8,29 +8,25 @@ BatchNorm statistics says so (`NEEDS_BATCHNORM = True`) and is refused, with a s
 from __future__ import annotations
 
 import math
-import operator
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from dreamquant.errors import DreamQuantError, OptionError, unknown
+from dreamquant.errors import DreamQuantError, ModelError, OptionError, unknown
 from dreamquant.limits import check_memory
-from dreamquant.methods import BUDGETS, Method, checked_count, find_method, method_names
+from dreamquant.methods import BUDGETS, Method, check_seed, checked_count, find_method, method_names
 from dreamquant.network.attention import attentions
 from dreamquant.network.graph import Network
-from dreamquant.network.scores import class_probabilities, float_scores
+from dreamquant.network.scores import class_probabilities, float_answers
 from dreamquant.network.statistics import batch_norms
 from dreamquant.plain import plain_torch
 from dreamquant.samples import Samples
 from dreamquant.synthesis._loop import Callback
 from dreamquant.synthesis._widen import WIDENED, widened
 
-SEEDS = range(-(2**63), 2**63)  # what a torch generator takes
-
+__all__ = ["WIDENED", "Samples", "check_fed", "lacking", "needs_batchnorm", "synthesize", "widened"]
 IMAGE_COPIES, FLOAT_BYTES = 4, 4  # the images, their gradient and what an optimizer knows of each value
-
-__all__ = ["WIDENED", "Samples", "lacking", "needs_batchnorm", "synthesize", "widened"]
 
 
 @plain_torch()
@@ -46,17 +42,16 @@ def synthesize(
 ) -> Samples:
     """`count` images by a method's name; `options` are the method's own.
 
-    What is not given is as published, or with the budgets `standard` and `quick` as in the method's `BUDGETS`: a fraction of the
-    steps. Raises `OptionError` for an unknown method or option, for a count below 1, a seed that no generator takes, and a method
-    that needs BatchNorm statistics where the network has none; `DreamQuantError` when the images are not finite.
+    What is not given is as published, or with the budgets `standard` and `quick` as in the method's `BUDGETS`: a fraction of
+    the steps. Raises `ModelError` where it is not known what numbers the network is fed, `OptionError` for an unknown method or
+    option, for a count below 1, a seed that no generator takes, and a method that needs BatchNorm statistics where the network
+    has none; `DreamQuantError` when the images are not finite.
     """
     found = find_method("synthesis", method)
-    count, seed = whole("count", count), whole("seed", seed)
+    count, seed = checked_count("count", count), check_seed(seed)
     if count < 1:
         raise OptionError(f"count is {count}; at least one image is needed")
     check_images(network, count)
-    if seed not in SEEDS:
-        raise OptionError(f"seed is {seed}; it must be from {SEEDS[0]} to {SEEDS[-1]}")
     lack = lacking(found, network)
     if lack:
         usable = [name for name in method_names("synthesis") if not lacking(find_method("synthesis", name), network)]
@@ -65,29 +60,29 @@ def synthesize(
         )
     if budget not in BUDGETS:
         raise OptionError(unknown("budget", budget, BUDGETS))
+    check_fed(network)
     options = found.budget(budget) | found.check_options(options)
     samples: Samples = found.function(network, count, seed=seed, callback=callback, **options)
     if not torch.isfinite(samples.images).all():
         raise DreamQuantError(
             f"the images of synthesis method {method!r} are not finite; it was run with {options or 'its defaults'}"
         )
-    probabilities = class_probabilities(network, float_scores(network, samples.images))
+    samples = replace(samples, images=network.space.snapped(samples.images))
+    probabilities = class_probabilities(network, float_answers(network, samples.images))
     confidence = None if probabilities is None else probabilities.amax(1)
     return replace(samples, method=method, seed=seed, options=options, confidence=confidence)
 
 
-def whole(name: str, value: object) -> int:
-    """A whole number of whatever type, as Python's own; `OptionError` for what is none."""
-    try:
-        return operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise OptionError(f"{name} is {value!r}; it must be a whole number") from None
+def check_fed(network: Network) -> None:
+    """`ModelError` where it is not known what numbers a network is fed, and so not what images to make for it."""
+    if not network.space.is_known:
+        raise ModelError(f"{network.source.text}: {network.space.because}")
 
 
 def check_images(network: Network, count: int) -> None:
     """`OptionError` where so many images, and what is kept beside them while they are made, take more memory than the limit."""
     needed = IMAGE_COPIES * count * math.prod(network.input_shape) * FLOAT_BYTES
-    check_memory(needed, f"{checked_count('count', count)} images {network.input_shape}", OptionError)
+    check_memory(needed, f"{count} images {network.input_shape}", OptionError)
 
 
 def lacking(method: Method, network: Network) -> str:

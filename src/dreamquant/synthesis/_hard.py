@@ -49,7 +49,7 @@ def dream_hard(
         raise OptionError(f"lower is {hard.lower} and upper {hard.upper}; no distance is above the one and below the other")
     targets, graph = batch_norms(network), probe(network)
     start = gaussian(network, count, generator)
-    classes = class_count(network, start)
+    classes = class_count(network)
     labels = spread_labels(count, classes, generator)
     pieces: list[Tensor] = []
     losses: list[float] = []

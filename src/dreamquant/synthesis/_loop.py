@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from dreamquant.errors import DreamQuantError, OptionError, unknown
 from dreamquant.network.graph import Network
+from dreamquant.network.outputs import class_output
 from dreamquant.network.statistics import BatchNormStatistics, moments
 
 Callback = Callable[[int, int, float], None]  # (steps done, steps in all, loss)
@@ -162,11 +163,11 @@ def arranged(images: Tensor) -> Tensor:
 
 
 def keep_to_pixels(network: Network, images: Tensor) -> None:
-    """Cut off, in place, what no pixel can be, where the network's normalisation is known."""
-    if network.mean:
-        black, white = ((end - torch.tensor(network.mean)) / torch.tensor(network.std) for end in (0.0, 1.0))
+    """Cut off, in place, what no pixel can be, where it is known how pixels are fed."""
+    ends = network.space.ends()
+    if ends is not None:
         with torch.no_grad():
-            images.clamp_(black.view(-1, 1, 1), white.view(-1, 1, 1))
+            images.clamp_(*ends)
 
 
 def precision() -> AbstractContextManager[object]:
@@ -225,13 +226,13 @@ def total_variation(images: Tensor) -> Tensor:
     return torch.stack([torch.linalg.vector_norm(difference) for difference in differences]).sum()
 
 
-def class_count(network: Network, images: Tensor) -> int:
+def class_count(network: Network) -> int:
     """How many classes the network scores; `OptionError` where it scores none."""
-    with torch.no_grad():
-        scores = network(images[: network.batch or 1])
-    if scores.dim() != 2:
-        raise OptionError(f"the network gives {tuple(scores.shape[1:])} an image, no class scores; this method dreams of classes")
-    return int(scores.shape[1])
+    place = class_output(network.outputs)
+    if place is None:
+        given = "; ".join(map(str, network.outputs))
+        raise OptionError(f"the network gives no class scores, and this method dreams of classes; its outputs: {given}")
+    return network.outputs[place].classes
 
 
 def spread_labels(count: int, classes: int, generator: torch.Generator) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dreamquant.errors import OptionError
 from dreamquant.network.graph import Network
+from dreamquant.network.input_evidence import one_over_f
 from dreamquant.synthesis._loop import Callback, arranged, keep_to_pixels
 
 
@@ -28,7 +29,7 @@ def procedural(
     images = torch.empty(count, channels, height, width)
     for index in range(count):
         image = _dead_leaves(channels, height, width, leaves, chroma, generator)
-        image += texture * _one_over_f(channels, height, width, generator) * torch.rand((), generator=generator)
+        image += texture * one_over_f(height, width, generator) * torch.rand((), generator=generator)
         contrast = 0.75 + 0.5 * torch.rand((), generator=generator)
         images[index] = image * contrast + 0.25 * torch.randn((), generator=generator)
         if callback is not None:
@@ -61,13 +62,3 @@ def _dead_leaves(channels: int, height: int, width: int, leaves: int, chroma: fl
         inside = (rows - down * height) ** 2 + (columns - right * width) ** 2 < radius**2
         image[:, inside] = colour.view(-1, 1)
     return image
-
-
-def _one_over_f(channels: int, height: int, width: int, generator: torch.Generator) -> Tensor:
-    """Noise (C, H, W) with amplitude 1/f, deviation 1, the same in every channel."""
-    frequency = (torch.fft.fftfreq(height).view(-1, 1).square() + torch.fft.rfftfreq(width).square()).sqrt()
-    frequency[0, 0] = torch.inf
-    spectrum = torch.fft.rfft2(torch.randn((height, width), generator=generator)) / frequency
-    noise = torch.fft.irfft2(spectrum, s=(height, width))
-    result: Tensor = (noise / noise.std().clamp(min=1e-6)).expand(channels, height, width)
-    return result

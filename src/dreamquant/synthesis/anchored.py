@@ -41,7 +41,7 @@ def anchored(
     graph = probe(network)
     _, std = network.input_statistics
     start = procedural(network, count, generator)
-    labels = spread_labels(count, class_count(network, start), generator)
+    labels = spread_labels(count, class_count(network), generator)
     height, width = start.shape[2:]
     change = torch.zeros(count, len(std), -(-height // coarse), -(-width // coarse)).requires_grad_()
 

@@ -84,7 +84,7 @@ def dsg(
     images = first_images(
         network, count, generator, start, lambda: torch.rand((count, *network.input_shape), generator=generator)
     )
-    labels = spread_labels(count, class_count(network, images), generator)
+    labels = spread_labels(count, class_count(network), generator)
     weights = 1 + enhance * F.one_hot(torch.arange(count) % len(targets), len(targets))  # (samples, layers): I + 1 1^T
 
     def loss() -> Tensor:

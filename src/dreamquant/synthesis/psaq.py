@@ -63,7 +63,7 @@ def psaq(
     generator = torch.Generator().manual_seed(seed)
     graph, (mean, std) = probe_attention(network), network.input_statistics
     images = gaussian(network, count, generator).requires_grad_()
-    labels = spread_labels(count, class_count(network, images.detach()), generator) if class_weight else None
+    labels = spread_labels(count, class_count(network), generator) if class_weight else None
 
     def loss() -> Tensor:
         keep_to_pixels(network, images)

@@ -40,7 +40,7 @@ def rsd(
     tolerance: float = 0.0,
     start: str = "published",  # Gaussian noise; "procedural": dead leaves
     class_loss: str = "ce",  # "mse_softmax" is recalled of the paper; its gradient vanishes where there are many classes
-    class_weight: float = 1.0,
+    class_weight: float = 1.0,  # 0: of no class, for networks that score none
     per_sample: bool = False,
 ) -> Samples:
     """Images of chosen classes, Gaussian at the input, that match BatchNorm statistics where there are any.
@@ -54,14 +54,16 @@ def rsd(
     generator = torch.Generator().manual_seed(seed)
     targets, graph = batch_norms(network), probe(network)
     images = first_images(network, count, generator, start, lambda: gaussian(network, count, generator))
-    classes = class_count(network, images)
-    labels = spread_labels(count, classes, generator)
+    classes = class_count(network) if class_weight else 0
+    labels = spread_labels(count, classes, generator) if class_weight else None
 
     def loss() -> torch.Tensor:
         with precision():
             seen = graph(images)
         match = statistics_distance(seen.features, targets, per_sample=per_sample) / max(len(targets), 1)
         normal = input_distance(network, images, per_sample=per_sample)
+        if labels is None:
+            return match + normal
         if class_loss == "ce":
             classified = F.cross_entropy(seen.scores.float(), labels)
         else:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamquant.errors import DataError, OptionError, unknown
-from dreamquant.methods import BUDGETS, find_method
+from dreamquant.methods import BUDGETS, check_seed, find_method
 from dreamquant.network.graph import Network
 from dreamquant.quantization.student import Student
 from dreamquant.samples import Samples
@@ -37,7 +37,7 @@ def train(
     kept in `folder`, and a run with the same settings goes on from it. Raises `OptionError` for what is not known and for a
     network that scores no classes, `DataError` for samples that do not fit the network.
     """
-    found = find_method("training", method)
+    found, seed = find_method("training", method), check_seed(seed)
     if budget not in BUDGETS:
         raise OptionError(unknown("budget", budget, BUDGETS))
     if tuple(samples.images.shape[1:]) != network.input_shape or not len(samples):

@@ -12,8 +12,12 @@ import torch
 from torch import Tensor
 
 from dreamquant.errors import OptionError
+from dreamquant.network.answers import class_logits, spreads, top1_agreement
+from dreamquant.network.answers import loss as answer_loss
+from dreamquant.network.fingerprint import fingerprint
 from dreamquant.network.graph import Network, digest
-from dreamquant.network.scores import class_probabilities, float_scores, top1_agreement
+from dreamquant.network.outputs import class_output
+from dreamquant.network.scores import float_answers
 from dreamquant.quantization.student import Student
 from dreamquant.samples import Samples
 from dreamquant.synthesis._loop import class_count
@@ -22,10 +26,9 @@ from dreamquant.training._store import Checkpoint, optimizer_state, restore_opti
 from dreamquant.training._trainee import Trainee
 
 Callback = Callable[[int, int, float], None]  # (steps done, steps in all, loss)
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # of the student's scores, the teacher's, the labels
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # of the student's logits of classes, the teacher's, the labels
 DECAY = 0.1  # of the learning rates at each milestone
 HELD_OUT = 0.125  # of a fixed set, where the stopping rule needs images
-LEAST = 1e-12  # of a probability whose logarithm is taken
 
 # budgets, ours, for a processor: few and larger steps, clipped, of a generator that learns fast
 STANDARD: dict[str, object] = {
@@ -106,14 +109,15 @@ def train_student(
 ) -> Student:
     """A student of its own, as it is after the last epoch; never the best of them.
 
-    Each epoch's state is kept in `folder`, the state of `generator`, from which all randomness comes, with it: a run that goes on
-    ends with the same bits. A loss, or a weight, that is not finite ends training with the state after the last good epoch, and a
-    warning. `held_out` (N, C, H, W) are images for the stopping rule.
+    What `loss` says of the classes is learnt, and of other outputs their distance from the teacher's. Each epoch's state
+    is kept in `folder`, the state of `generator`, from which all randomness comes, with it: a run that goes on ends with the same
+    bits. A loss, or a weight, that is not finite ends training with the state after the last good epoch, and a warning.
+    `held_out` (N, C, H, W) are images for the stopping rule.
     """
-    class_count(network, held_out)
+    class_count(network)
     trainee = Trainee(student)
     made_by = [schedule, loss, *((phase.until, phase.source.made_by) for phase in phases), student.plan, student.bits]
-    made_by += [generator.initial_seed(), digest([held_out]), digest(trainee.parameters()), digest(network.graph.buffers())]
+    made_by += [generator.initial_seed(), digest([held_out]), digest(trainee.parameters()), fingerprint(network)]
     run = _Run(network, trainee, held_out, phases, loss, schedule, generator)
     store = Checkpoint(folder, repr(made_by))
     kept = store.restore()
@@ -174,6 +178,9 @@ class _Run:
             weight_decay=schedule.weight_decay,
             nesterov=True,
         )
+        self.place = class_output(network.outputs) or 0
+        self.taught = float_answers(network, held_out)
+        self.variances = spreads(network.outputs, self.taught)
         self.epoch, self.best, self.waited = 0, -1.0, 0  # waited: epochs since the best agreement
 
     @property
@@ -188,9 +195,21 @@ class _Run:
         if not self.schedule.patience or self.epoch <= self.schedule.warm_up:
             return
         self.trainee.observe(False)
-        agreement = top1_agreement(float_scores(self.network, self.held_out), self.trainee.scores(self.held_out))
+        agreement = top1_agreement(self.logits(self.taught), self.logits(self.trainee.answers(self.held_out)))
         self.waited = 0 if agreement > self.best else self.waited + 1
         self.best = max(self.best, agreement)
+
+    def logits(self, answers: list[Tensor]) -> Tensor:
+        """Of the classes that training is for."""
+        return class_logits(self.network.outputs[self.place], answers[self.place])
+
+    def others(self, expected: list[Tensor], actual: list[Tensor]) -> Tensor:
+        """The distances of the other outputs from the teacher's, summed."""
+        found = torch.zeros(())
+        for place, values in enumerate(zip(self.network.outputs, expected, actual, self.variances, strict=False)):
+            if place != self.place and values[0].axis is not None and values[0].form != "numbers":
+                found = found + answer_loss(*values)
+        return found
 
     def state(self) -> dict[str, Tensor]:
         """All of it; of the sources, only what is needed from here on."""
@@ -246,7 +265,10 @@ def _step(run: _Run, batch: Batch) -> float:
     if not learns and run.epoch >= schedule.range_epochs:
         return batch.loss
     with torch.set_grad_enabled(learns):
-        loss = run.loss(_logits(run.network, trainee(batch.images)), _logits(run.network, batch.teacher), batch.labels)
+        answers = trainee(batch.images)
+        loss = run.loss(run.logits(answers), batch.teacher, batch.labels)
+        if batch.answers:
+            loss = loss + run.others(batch.answers, answers)
     if learns:
         run.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -254,8 +276,3 @@ def _step(run: _Run, batch: Batch) -> float:
             torch.nn.utils.clip_grad_norm_(trainee.parameters(), schedule.clip)
         run.optimizer.step()
     return loss.item()
-
-
-def _logits(network: Network, scores: Tensor) -> Tensor:
-    """Scores as logits; a network that ends in a softmax gives probabilities, whose logarithms serve."""
-    return scores.clamp(min=LEAST).log() if class_probabilities(network, scores) is scores else scores

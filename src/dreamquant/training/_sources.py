@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 
 from dreamquant.errors import OptionError
+from dreamquant.network.answers import class_logits
 from dreamquant.network.graph import Network, digest
-from dreamquant.network.scores import float_scores
+from dreamquant.network.outputs import class_output
+from dreamquant.network.scores import float_answers
 from dreamquant.samples import Samples
 from dreamquant.synthesis._conditional import BETAS, ConditionalGenerator
 from dreamquant.synthesis._hard import crop_and_flip
+from dreamquant.synthesis._loop import class_count
 from dreamquant.training._store import optimizer_state, restore_optimizer
 
 log = logging.getLogger("dreamquant")
@@ -25,12 +28,14 @@ Distance = Callable[[list[Tensor]], Tensor]  # of what enters the BatchNorms
 
 
 class Batch(NamedTuple):
-    """What one step trains on: images (N, C, H, W), labels (N,), the teacher's scores, the source's own loss (0: it has none)."""
+    """What one step trains on: images (N, C, H, W), labels (N,), the teacher's logits of classes, the source's own loss (0: it
+    has none) and, of a network of several outputs, all of the teacher's answers."""
 
     images: Tensor
     labels: Tensor
     teacher: Tensor
     loss: float
+    answers: list[Tensor]
 
 
 class Source(Protocol):
@@ -75,6 +80,7 @@ class Dreams:
         if not 0 < maker.rate < math.inf:
             raise OptionError(f"generator_rate is {maker.rate}; it must be above 0 and finite")
         self.made_by = f"{maker} {distance_name}"
+        self.network = network
         self.maker, self.distance = maker, distance
         self.drawer = ConditionalGenerator(
             network,
@@ -95,7 +101,9 @@ class Dreams:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
-        return Batch(shown.images.detach(), shown.labels, shown.seen.scores.detach().float(), loss.item())
+        images = shown.images.detach()
+        answers = float_answers(self.network, images) if len(self.network.outputs) > 1 else []
+        return Batch(images, shown.labels, shown.seen.scores.detach().float(), loss.item(), answers)
 
     def decay(self, factor: float) -> None:
         for group in self.optimizer.param_groups:
@@ -128,7 +136,7 @@ class FixedSet:
         if batch < 1:
             raise OptionError(f"batch is {batch}; at least one image is needed")
         self.network, self.images, self.generator, self.batch, self.crop = network, samples.images, generator, batch, crop
-        self.labels = float_scores(network, self.images).argmax(1) if samples.labels is None else samples.labels
+        self.labels = self._teacher(self.images)[0].argmax(1) if samples.labels is None else samples.labels
         self.made_by = f"batch {batch}, crop {crop}, images {digest([self.images, self.labels])}"
 
     def __call__(self) -> Batch:
@@ -136,7 +144,14 @@ class FixedSet:
         images = self.images[chosen]
         if self.crop:
             images = crop_and_flip(images, self.crop, self.generator)
-        return Batch(images, self.labels[chosen], float_scores(self.network, images), 0.0)
+        teacher, answers = self._teacher(images)
+        return Batch(images, self.labels[chosen], teacher, 0.0, answers)
+
+    def _teacher(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The float network's logits of classes, and all its answers."""
+        class_count(self.network)
+        place, answers = class_output(self.network.outputs) or 0, float_answers(self.network, images)
+        return class_logits(self.network.outputs[place], answers[place]), answers
 
     def decay(self, factor: float) -> None:
         """There is nothing here that learns."""

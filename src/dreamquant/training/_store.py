@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from dreamquant.files import atomic_write, make_run_folder
+from dreamquant.files import make_run_folder
+from dreamquant.kept import keep, kept
 
 
 class Checkpoint:
@@ -24,17 +23,11 @@ class Checkpoint:
     def keep(self, state: dict[str, Tensor]) -> None:
         """Write a state."""
         if self.path is not None:
-            tensors = {name: value.detach().clone().contiguous() for name, value in state.items()}
-            atomic_write(self.path, save(tensors, metadata={"made_by": self.made_by}))
+            keep(self.path, state, self.made_by)
 
     def restore(self) -> dict[str, Tensor] | None:
         """The state that an earlier run with the same settings has written, if it has."""
-        if self.path is None or not self.path.exists():
-            return None
-        with safe_open(self.path, "pt") as file:
-            if (file.metadata() or {}).get("made_by") != self.made_by:
-                return None
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+        return None if self.path is None else kept(self.path, self.made_by)
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -14,12 +14,13 @@ from torch import Tensor, fx, nn
 from dreamquant.network.edit import set_tensor
 from dreamquant.network.graph import aten, run_batched, tensor_of
 from dreamquant.network.operators import WEIGHTED, is_call
+from dreamquant.quantization.biases import LARGEST_BIAS, rebase_biases
 from dreamquant.quantization.codebook import Codebook
 from dreamquant.quantization.grid import Grid, grid_of_range
 from dreamquant.quantization.plan import LARGEST_BITS
-from dreamquant.quantization.quantize import LARGEST_BIAS, is_depthwise, rebase_biases, saturation_free_scale
 from dreamquant.quantization.student import Student, quantizer_nodes
 from dreamquant.quantization.walk import keep_float, quantizer_of
+from dreamquant.quantization.weights import is_depthwise, saturation_free_scale
 
 MOMENTUM = 0.9  # of the running ranges (GDFQ)
 CHUNK = 64  # images run at once when nothing is learnt
@@ -152,16 +153,18 @@ class Trainee(nn.Module):
             delattr(self.graph, name)
             self.graph.register_parameter(name, nn.Parameter(value.detach().clone()))
 
-    def forward(self, images: Tensor) -> Tensor:
-        """The first output on images (N, C, H, W)."""
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """All outputs on images (N, C, H, W), each (N, ...)."""
         for module in self.ranges.values():
             module.batch = None
-        return run_batched(self.graph, images, self.given.network.batch)
+        network = self.given.network
+        return run_batched(self.graph, images, network.batch, network.outputs)
 
-    def scores(self, images: Tensor) -> Tensor:
+    def answers(self, images: Tensor) -> list[Tensor]:
         """The same in pieces, where nothing is learnt."""
         with torch.no_grad():
-            return torch.cat([self(piece) for piece in torch.split(images, CHUNK)])
+            pieces = [self(piece) for piece in torch.split(images, CHUNK)]
+        return [torch.cat(parts) for parts in zip(*pieces, strict=True)]
 
     def observe(self, on: bool) -> None:
         """Let the activations' ranges follow what passes, or hold them."""

@@ -1,6 +1,6 @@
 """The inner float graph as a standard ONNX model.
 
-    proto = emit(network.graph, input_shape=network.input_shape, batch=network.batch)
+    proto = emit_network(network)
 
 Operators are written by small functions in the modules beside this one, entered into one table with `@emits(...)`; the
 forms are those that ONNX Runtime recognises around QuantizeLinear and DequantizeLinear. What is made of numbers only
@@ -28,14 +28,15 @@ from dreamquant.export.onnx_emit import (  # noqa: F401 - each fills the table
 )
 from dreamquant.export.onnx_emit.builder import DTYPES, Builder, Refused
 from dreamquant.export.onnx_emit.facts import Fact, probe
+from dreamquant.export.onnx_emit.front import take_as_fed
 from dreamquant.export.onnx_emit.naming import live_nodes, value_names
 from dreamquant.export.onnx_emit.writer import stand_in, write
-from dreamquant.network.graph import input_node, is_input, output_nodes
+from dreamquant.network.graph import Network, input_node, is_input, output_nodes
 
 OPSETS = range(13, 23)
 BATCH = "N"
 
-__all__ = ["OPSETS", "emit"]
+__all__ = ["OPSETS", "emit", "emit_network"]
 
 
 def emit(
@@ -75,6 +76,15 @@ def emit(
     _drop_unused(builder, outputs)
     _record_names(builder, graph.graph)
     return _model(builder, graph.graph, outputs, name)
+
+
+def emit_network(network: Network, graph: fx.GraphModule | None = None, *, opset: int = 17) -> onnx.ModelProto:
+    """The ONNX model of a network, or of another graph in its place, that takes images as the network's own file or module
+    does."""
+    inner = network.graph if graph is None else graph
+    proto = emit(inner, input_shape=network.input_shape, batch=network.batch, opset=opset)
+    take_as_fed(proto, network.space, input_node(inner.graph))
+    return proto
 
 
 def _complaint(failed: dict[fx.Node, str]) -> str:

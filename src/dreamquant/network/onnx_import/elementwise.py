@@ -56,6 +56,7 @@ BINARY = {
 CHAINED = {"Min": aten.minimum.default, "Max": aten.maximum.default, "Sum": aten.add.Tensor, "Mean": aten.add.Tensor}
 
 DTYPES = {
+    onnx.TensorProto.FLOAT16: torch.float32,  # left at outputs only; inside, such a file has become one in float32
     onnx.TensorProto.FLOAT: torch.float32,
     onnx.TensorProto.INT64: torch.int64,
     onnx.TensorProto.INT32: torch.int32,

@@ -15,10 +15,11 @@ from torch import fx
 from dreamquant.errors import ModelError, UnsupportedOperator, blamed
 from dreamquant.limits import check_memory
 from dreamquant.network.batch import TRIED, free_batch
-from dreamquant.network.graph import record_shapes
+from dreamquant.network.front import take_channels_first
+from dreamquant.network.graph import input_node, record_shapes
 from dreamquant.network.live import check_trial
 from dreamquant.network.onnx_import.builder import OPERATORS, Array, Builder, Known, Op, label
-from dreamquant.network.onnx_import.interface import image_input
+from dreamquant.network.onnx_import.interface import ImageInput, image_input
 
 ANY_BATCH = 2  # the batch size at which a file of free batch size is imported
 
@@ -43,26 +44,32 @@ KEPT_WHEN_KNOWN = {"Identity", "Dropout", "Expand", "Shape", "Size"}  # read by 
 
 
 def import_onnx(
-    proto: onnx.ModelProto, *, name: str, input_shape: tuple[int, int, int] | None = None
-) -> tuple[fx.GraphModule, tuple[int, int, int], int | None]:
-    """The network of an ONNX model: its graph, its input shape (C, H, W), and its batch size, None for any.
+    proto: onnx.ModelProto, *, name: str, input_shape: tuple[int, int, int] | None = None, layout: str | None = None
+) -> tuple[fx.GraphModule, ImageInput, int | None]:
+    """The network of an ONNX model: its graph, what goes into it, and its batch size, None for any.
 
-    `name` is what messages call the model; `input_shape` fills in sizes that the file leaves open. Weights kept as
+    `name` is what messages call the model; `input_shape` fills in sizes that the file leaves open, `layout` says how it has
+    images. The graph takes float32 images (N, C, H, W) whatever the file takes. Weights kept as
     external data must be in `proto` already. Raises ModelError where the model is not one network from images
     (N, C, H, W) in float32, and UnsupportedOperator, naming all of them, where operators have no counterpart.
     """
     opset = _opset(proto, name)
     refuse_unsupported(proto.graph, name)
-    images, shape, fixed = image_input(proto.graph, name, input_shape)
-    batch = fixed or ANY_BATCH
+    given = image_input(proto.graph, name, input_shape, layout)
+    shape, batch = given.shape, given.batch or ANY_BATCH
     builder = Builder(name, opset)
+    channels, height, width = shape
     with blamed(ModelError, f"{name}: cannot be imported"):
-        builder.images(images, (batch, *shape))
+        builder.images(given.name, (batch, height, width, channels) if given.layout == "NHWC" else (batch, *shape))
         _walk(builder, proto.graph)
         graph = builder.finish([output.name for output in proto.graph.output])
     check_trial(graph, max(batch, *TRIED), name)
     with blamed(ModelError, f"{name}: cannot be run on images {shape}"):
-        return graph, shape, _freed(graph, shape, batch)
+        if given.layout == "NHWC":
+            take_channels_first(graph)
+            record_shapes(graph, torch.zeros(batch, *shape))
+        input_node(graph.graph).meta["origin"] = given.inner
+        return graph, given, _freed(graph, shape, batch)
 
 
 def _freed(graph: fx.GraphModule, shape: tuple[int, int, int], batch: int) -> int | None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dreamquant.errors import OptionError
+from dreamquant.quantization.histogram import counted
 
 PAPER = "Migacz, 8-bit Inference with TensorRT (GTC 2017): entropy calibration"
 
@@ -70,7 +71,7 @@ def _cuts(cells: int, least: int) -> Iterator[int]:
 def _histogram(flat: Tensor, reach: Tensor, cells: int) -> Tensor:
     """How many values other than 0 each cell of [-reach, reach] holds: (groups, 2 * cells), float64."""
     rows = zip(flat, reach.tolist(), strict=True)
-    return torch.stack([torch.histc(row[row != 0], 2 * cells, -end, end) for row, end in rows]).double()
+    return torch.stack([counted(row[row != 0], 2 * cells, -end, end) for row, end in rows])
 
 
 def _running_sums(counts: Tensor) -> Tensor:

@@ -1,0 +1,114 @@
+"""The stored half of the proof: every tensor that the file holds, read back, beside the student's.
+
+What runs may hide what is stored: a channel that no sample wakes, a zero point that only moves zeros. So each weight and bias is
+taken as the file's layers read it, through DequantizeLinear or a table of levels, and each scale and zero point of an activation
+as it stands, and all have to be the student's to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+from torch import fx
+
+from dreamquant.errors import VerificationError
+from dreamquant.export.packing import array
+from dreamquant.export.qdq import Stored
+from dreamquant.network.graph import tensor_of
+from dreamquant.quantization.grid import Grid
+from dreamquant.quantization.student import Student
+from dreamquant.quantization.walk import quantizer_of
+from dreamquant.runtime import computed
+
+Array = NDArray[Any]
+ULP = 2.0**-22  # of a bias: an int32 has more digits than a float32, and the last are rounded on either way
+
+
+def read_back(student: Student, proto: onnx.ModelProto, integers: Mapping[str, str], stored: Mapping[str, Stored]) -> int:
+    """The number of tensors of the file that were compared; `VerificationError` names the first that is not the student's.
+
+    `integers` and `stored` as `to_onnx` gives them.
+    """
+    values = _constants(proto, {place.value for place in stored.values()})
+    nodes = {node.name: node for node in student.network.graph.graph.nodes}
+    for name, place in stored.items():
+        node = nodes[name]
+        expected = _expected(student.network.graph, node)
+        allowed = ULP if node.meta.get("kind") == "bias" else 0.0
+        _compare(_called(node), expected.T if place.transposed else expected, values[place.value], allowed)
+    return len(stored) + _grids(student, proto, integers)
+
+
+def _expected(graph: fx.GraphModule, node: fx.Node) -> Array:
+    """What the student's layers read from a stored tensor, or from the quantizer behind it."""
+    if node.op == "get_attr":
+        return array(tensor_of(graph, node))
+    grid = quantizer_of(graph, node).grid
+    assert grid is not None
+    return array(grid.fake(tensor_of(graph, node.all_input_nodes[0])))
+
+
+def _called(node: fx.Node) -> str:
+    return f"{node.meta['kind']} {node.all_input_nodes[0].target}" if node.op == "call_module" else f"stored tensor {node.target}"
+
+
+def _compare(what: str, expected: Array, found: Array, allowed: float = 0.0) -> None:
+    if expected.shape != found.shape:
+        raise VerificationError(f"{_REFUSED}: its {what} is {found.shape}, the student's {expected.shape}")
+    one, other = expected.astype(np.float64), found.astype(np.float64)
+    apart = ~((one == other) | (np.abs(one - other) <= allowed * np.abs(one)))
+    if apart.any():
+        largest = np.abs(one - other)[apart].max()
+        raise VerificationError(
+            f"{_REFUSED}: {int(apart.sum()):,} of the {one.size:,} values of its {what} are not the student's, the furthest"
+            f" {largest:.3g} off"
+        )
+
+
+_REFUSED = "the exported file does not do what was measured"
+
+
+def _constants(proto: onnx.ModelProto, names: Iterable[str]) -> dict[str, Array]:
+    """Values of these names, computed from nothing but what the file stores."""
+    stored = {tensor.name: tensor for tensor in proto.graph.initializer}
+    others = sorted(set(names) - set(stored))
+    wanted = set(others)
+    nodes: list[onnx.NodeProto] = []
+    for node in reversed(proto.graph.node):
+        if wanted.intersection(node.output):
+            nodes.insert(0, node)
+            wanted.update(node.input)
+    strange = wanted.intersection(value.name for value in proto.graph.input) - set(stored)
+    if strange:
+        raise VerificationError(f"{_REFUSED}: its weights are computed from {', '.join(sorted(strange))}")
+    found = {name: numpy_helper.to_array(stored[name]) for name in names if name in stored}
+    if others:
+        outputs = [helper.make_value_info(name, onnx.TypeProto()) for name in others]
+        graph = helper.make_graph(nodes, "stored", [], outputs, [stored[name] for name in sorted(wanted & set(stored))])
+        model = helper.make_model(graph, opset_imports=proto.opset_import, ir_version=proto.ir_version)
+        found |= computed(model.SerializeToString())
+    return found
+
+
+def _grids(student: Student, proto: onnx.ModelProto, integers: Mapping[str, str]) -> int:
+    """Compare scale and zero point of every QuantizeLinear and DequantizeLinear of an activation; returns how many there are."""
+    nodes = [
+        (next(name for name in (*node.output[:1], node.input[0]) if name in integers.values()), node)
+        for node in proto.graph.node
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and {node.output[0], node.input[0]} & set(integers.values())
+    ]
+    values = _constants(proto, {name for _, node in nodes for name in node.input[1:]})
+    grids = {integers[t.quantizer.name]: (t.node.name, t.grid) for t in student.tensors() if t.quantizer.name in integers}
+    for integer, node in nodes:
+        name, grid = grids[integer]
+        assert isinstance(grid, Grid)
+        for what, expected, found in zip(("scale", "zero point"), (grid.scale, grid.zero_point), node.input[1:], strict=True):
+            _compare(f"{what} of {name}", array(expected.reshape(())), values[found])
+    if len(nodes) < 2 * len(integers):
+        raise VerificationError(f"{_REFUSED}: of {len(integers)} quantized tensors some are not quantized in it")
+    return 2 * len(nodes)

@@ -1,0 +1,90 @@
+"""Biases: on the integer grid that their layers sum in, and corrected for the mean error of what is rounded before them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx
+
+from dreamquant.network.edit import set_tensor
+from dreamquant.network.graph import tensor_of
+from dreamquant.network.operators import WEIGHTED, is_call
+from dreamquant.quantization.batchnorm import correct_biases
+from dreamquant.quantization.grid import Grid
+from dreamquant.quantization.student import Student, quantizer_nodes
+from dreamquant.quantization.walk import CHUNK, KEPT, Chunks, keep_float, quantizer_of, walk
+
+LARGEST_BIAS = 2**30  # of an int32; the rest is room for the sum of products
+
+
+def settle_biases(student: Student, images: Tensor) -> None:
+    """Put biases on their integer grid and, where the plan says so, correct them on the way, layer after layer.
+
+    Once more for a student whose weights or grids have changed since: float biases are taken up again first. `images` are whole
+    batches of a network that can run no other.
+    """
+    plan, graph = student.plan, student.network.graph
+    restore_biases(student)
+    if plan.integer_bias:
+        rebase_biases(student)
+    if plan.bias_correction == "none":
+        return
+    if plan.bias_correction == "batchnorm":
+        correct_biases(student)
+        rebase_biases(student)
+        return
+
+    def after(node: fx.Node, quantized: Chunks, exact: Chunks) -> None:
+        bias = node.args[2] if is_call(node, WEIGHTED) and len(node.args) > 2 else None
+        if not isinstance(bias, fx.Node):
+            return
+        stored = bias.all_input_nodes[0] if bias.op == "call_module" else bias
+        if len(stored.users) > 1:
+            return  # shared by layers with errors of their own
+        channel = quantized[0].dim() - 1 if node.target is torch.ops.aten.linear.default else 1
+        axes = [axis for axis in range(quantized[0].dim()) if axis != channel]
+        count = sum(len(value) for value in quantized)
+        error = sum(((q - e).mean(axes) * (len(q) / count) for q, e in zip(quantized, exact, strict=True)), torch.zeros(()))
+        keep_float(graph, stored)
+        set_tensor(graph, stored, tensor_of(graph, stored) - error)
+        shape = [1] * quantized[0].dim()
+        shape[channel] = -1
+        for index, value in enumerate(quantized):
+            quantized[index] = value - error.view(shape)
+
+    walk(graph, images, chunk=student.network.batch or CHUNK, after=after)
+    rebase_biases(student)
+
+
+def restore_biases(student: Student) -> None:
+    """Give layers the float network's biases back, where they were corrected."""
+    graph = student.network.graph
+    for node in graph.graph.nodes:
+        bias = node.args[2] if is_call(node, WEIGHTED) and len(node.args) > 2 else None
+        if isinstance(bias, fx.Node):
+            stored = bias.all_input_nodes[0] if bias.op == "call_module" else bias
+            if KEPT in stored.meta:
+                set_tensor(graph, stored, graph.get_buffer(stored.meta[KEPT]).clone())
+
+
+def rebase_biases(student: Student) -> None:
+    """int32 biases have the scale input scale x weight scale. Where a bias does not fit, as behind a channel of almost no
+    weight, the weight's scale is raised until it does. A layer whose input is float keeps a float bias."""
+    graph = student.network.graph
+    for node in quantizer_nodes(graph.graph):
+        if node.meta["kind"] != "bias":
+            continue
+        layer = next(iter(node.users))
+        source, weight = layer.args[0], layer.args[1]
+        assert isinstance(source, fx.Node)
+        assert isinstance(weight, fx.Node)
+        input_grid = quantizer_of(graph, source).grid if source.op == "call_module" else None
+        weight_quantizer = quantizer_of(graph, weight)
+        grid, bias = weight_quantizer.grid, tensor_of(graph, node.all_input_nodes[0])
+        if not isinstance(input_grid, Grid) or not isinstance(grid, Grid):
+            continue
+        least = bias.abs() / (input_grid.scale * LARGEST_BIAS)
+        groups = bias.numel() // grid.scale.numel()  # of a transposed convolution; with one scale for all, all channels
+        scale = torch.maximum(grid.scale, least.view(groups, -1).amax(0))
+        weight_quantizer.grid = Grid(scale, grid.zero_point, grid.qmin, grid.qmax, grid.axis)
+        bias_scale = (input_grid.scale * scale).repeat(groups)
+        quantizer_of(graph, node).grid = Grid(bias_scale, torch.zeros_like(bias_scale), -(2**31), 2**31 - 1, 0)
