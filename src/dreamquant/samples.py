@@ -30,6 +30,9 @@ class Samples:
     confidence: Tensor | None = None
 
     def __post_init__(self) -> None:
+        given: object = self.images
+        if not isinstance(given, Tensor):
+            raise DataError(f"samples are a {type(given).__name__}, not a float32 tensor (N, C, H, W)")
         object.__setattr__(self, "images", in_order(self.images))
 
     def __len__(self) -> int:
@@ -37,10 +40,8 @@ class Samples:
 
     def check(self, input_shape: tuple[int, ...]) -> None:
         """`DataError` unless these are images, at least one, of finite float32 numbers, for a network of (C, H, W)."""
-        images: object = self.images
+        images = self.images
         wanted = f"the network takes (N, {', '.join(map(str, input_shape))})"
-        if not isinstance(images, Tensor):
-            raise DataError(f"samples are a {type(images).__name__}, not a float32 tensor; {wanted}")
         if tuple(images.shape[1:]) != tuple(input_shape) or images.dim() == 0 or not len(images):
             raise DataError(f"samples are {tuple(images.shape)}; {wanted}")
         if images.dtype != torch.float32:
