@@ -450,6 +450,7 @@ EVALUATE = {
     "no size": Case("dynamic.onnx", ("--input-shape",), ("{bad}/digits_test.npz", "--mean", "0,0,0", "--std", "1,1,1")),
     "no images to evaluate": Case(FOLDED, ("empty.npz",), ("{bad}/empty.npz",)),
     "labels beyond the outputs": Case(FOLDED, ("99", "10 outputs"), ("{bad}/many.npz",)),
+    "a name of any length": Case("a" * 300 + ".onnx", ("aaa.onnx", "File name too long"), ("{bad}/digits_test.npz",)),
     "missing model to evaluate": Case("nothing.onnx", ("nothing.onnx", "no"), ("{bad}/digits_test.npz",)),
     "text to evaluate": Case("text.onnx", ("text.onnx",), ("{bad}/digits_test.npz",)),
     "batch 0": Case(FOLDED, ("batch", "at least 1"), ("{bad}/digits_test.npz", "--batch", "0")),
@@ -676,10 +677,11 @@ def test_dreaming_where_gradients_are_off(digits: Path) -> None:
     assert torch.isfinite(samples.images).all()
 
 
-def test_two_threads(digits: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", [FOLDED, "digits.pt2"])
+def test_two_threads(model: str, digits: Path, tmp_path: Path) -> None:
     made: dict[int, bytes] = {}
     threads = [
-        threading.Thread(target=lambda n=n: made.update({n: whole(digits / FOLDED, tmp_path / f"{n}.onnx")})) for n in range(2)
+        threading.Thread(target=lambda n=n: made.update({n: whole(digits / model, tmp_path / f"{n}.onnx")})) for n in range(2)
     ]
     for thread in threads:
         thread.start()

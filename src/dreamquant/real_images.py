@@ -60,7 +60,7 @@ def _holds_pixels(place: Path) -> bool:
     if place.suffix != ".npz" or not place.is_file():
         return False
     try:
-        with np.load(place, allow_pickle=False) as file:
+        with place.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             return "x" in file.files
     except Exception:  # whatever the broken bytes lead to
         return False

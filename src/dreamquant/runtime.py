@@ -145,8 +145,9 @@ def computed(model: bytes) -> dict[str, NDArray[Any]]:
 def _session(source: Path | bytes, name: str, threads: int | None, optimize: bool) -> onnxruntime.InferenceSession:
     if threads is not None and threads < 1:
         raise OptionError(f"{threads} threads are impossible, it must be at least 1")
-    if isinstance(source, Path) and not source.is_file():
-        raise ModelError(f"there is no file {source}")
+    with blamed(ModelError, f"{name} cannot be read"):
+        if isinstance(source, Path) and not source.is_file():
+            raise ModelError(f"there is no file {source}")
     options = session_options()
     if threads is not None:
         options.intra_op_num_threads = threads

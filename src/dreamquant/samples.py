@@ -33,7 +33,7 @@ class Samples:
         given: object = self.images
         if not isinstance(given, Tensor):
             raise DataError(f"samples are a {type(given).__name__}, not a float32 tensor (N, C, H, W)")
-        object.__setattr__(self, "images", in_order(self.images))
+        object.__setattr__(self, "images", in_order(given.detach() if given.requires_grad else given))
 
     def __len__(self) -> int:
         return len(self.images)

@@ -32,7 +32,13 @@ SHAPES: tuple[tuple[int, ...], ...] = (
 
 
 def command(random: Random, data: str, *more: str) -> tuple[str, ...]:
-    return random.choice((("evaluate", MODEL, data, *more), ("compare", MODEL, MODEL, "--data", data, "--rounds", "1", *more)))
+    works: list[tuple[str, ...]] = [
+        ("evaluate", MODEL, data, *more),
+        ("compare", MODEL, MODEL, "--data", data, "--rounds", "1", *more),
+    ]
+    if not more:
+        works.append(("quantize", MODEL, "-o", "out.onnx", "--images", data, *QUICK[2:]))
+    return random.choice(works)
 
 
 def array(random: Random, shape: tuple[int, ...]) -> np.ndarray:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from random import Random
 
+import typer
 from tests.fuzz.cases import CLOSED, DIGITS, HUGE, QUICK, Case, hostile
+
+from dreamquant.cli import app
 
 MODEL, DATA = str(DIGITS / "digits_bnfolded.onnx"), str(DIGITS / "digits_test.npz")
 TEXTS = (
@@ -72,20 +75,29 @@ def place(random: Random, folder: Path) -> str:
     return random.choice(PLACES)
 
 
-COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "quantize": (("quantize", MODEL, "-o", "out.onnx", *QUICK), ("--recipe", "--bits", "--plan", "--input-shape", "--mean", "--std", "--budget", "--keep-float", "--bits-for", "--agreement", "--set", "--seed", "--report", "--run-dir")),
-    "synthesize": (("synthesize", MODEL, "-o", "out.npz", "--method", "noise"), ("--method", "--count", "-n", "--budget", "--input-shape", "--mean", "--std", "--set", "--seed", "--for", "--input-name")),
-    "evaluate": (("evaluate", MODEL, DATA), ("--labels", "--label-column", "--input-shape", "--mean", "--std", "--batch")),
-    "compare": (("compare", MODEL, MODEL, "--rounds", "1", "-n", "2"), ("--samples", "--data", "--labels", "--input-shape", "--mean", "--std", "--count", "--batch", "--threads", "--rounds", "--seed")),
-    "inspect": (("inspect", MODEL), ("--input-shape", "--plan", "--bits", "--recipe", "--mean", "--std", "--seed")),
-    "dreams": (("dreams", MODEL, DATA), ("--data", "--labels", "--label-column", "--plan", "--input-shape", "--mean", "--std")),
-}  # fmt: skip
+COMMANDS = {
+    "quantize": ("quantize", MODEL, "-o", "out.onnx", *QUICK),
+    "synthesize": ("synthesize", MODEL, "-o", "out.npz", "--method", "noise"),
+    "evaluate": ("evaluate", MODEL, DATA),
+    "compare": ("compare", MODEL, MODEL, "--rounds", "1", "-n", "2"),
+    "inspect": ("inspect", MODEL),
+    "dreams": ("dreams", MODEL, DATA),
+}
+
+
+def options_of(command: str) -> list[str]:
+    """Every option of a command that takes a value, but those that its base gives already and say where it writes."""
+    known = typer.main.get_command(app).commands[command].params  # type: ignore[attr-defined]
+    return sorted(
+        name for one in known if not getattr(one, "is_flag", True) for name in one.opts if name not in ("-o", "--output")
+    )
 
 
 @hostile("options")
 @hostile("options")
 def any_option(random: Random, folder: Path) -> Case:
-    base, options = COMMANDS[random.choice(list(COMMANDS))]
+    command = random.choice(list(COMMANDS))
+    base, options = COMMANDS[command], options_of(command)
     added: list[str] = []
     for _ in range(random.choice((1, 1, 2))):
         added += [random.choice(options), value(random)]

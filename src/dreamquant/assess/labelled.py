@@ -231,7 +231,7 @@ def _arrays(path: Path, required: bool) -> tuple[NDArray[Any], NDArray[Any] | No
     if not zipfile.is_zipfile(path):
         raise DataError(f"{path} is not a readable npz file: it is not a zip archive of arrays")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as archive:
             known = archive.files
             check_archive(archive.zip, archive.zip.namelist(), str(path), DataError)
             found = {name: archive[name] for name in ("x", "y") if name in known}

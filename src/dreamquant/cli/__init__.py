@@ -51,6 +51,8 @@ def main() -> None:
     except OSError as error:
         if error.errno == errno.EPIPE:
             _hang_up()
+        if error.filename is not None:
+            _fail(f"{os.fsdecode(error.filename)}: {reason(error)}")
         if error.errno not in (errno.ENOSPC, errno.EIO):
             raise
         _hang_up(f"the result cannot be written to the standard output: {error.strerror}")

@@ -7,6 +7,7 @@ import importlib.util
 import math
 import os
 import sys
+import threading
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -27,6 +28,7 @@ from dreamquant.network.onnx_import import load_onnx
 from dreamquant.network.outputs import find_outputs, restated
 from dreamquant.plain import plain_torch
 
+_ONE_AT_A_TIME = threading.RLock()  # torch.export keeps what it traces in the process, not in the thread
 FORMS = "a .onnx file, a .pt2 file, package.module:callable, path.py:callable or timm:NAME"
 
 
@@ -60,7 +62,7 @@ def load(
             raise OptionError(f"input_shape is {input_shape}; it must be (C, H, W), each at least 1")
         input_shape = (int(input_shape[0]), int(input_shape[1]), int(input_shape[2]))
         check_memory(4 * math.prod(input_shape), f"images {input_shape}", OptionError)
-    with blamed(ModelError, f"{_named(model)} cannot be read"):
+    with _ONE_AT_A_TIME, blamed(ModelError, f"{_named(model)} cannot be read"):
         network = _load(model, input_shape, layout, trust)
     with blamed(ModelError, f"{_named(model)} has properties that cannot be read"):
         properties = _properties(network.source)
