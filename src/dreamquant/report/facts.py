@@ -147,6 +147,7 @@ def about_dreams(result: Result, measures: DreamMeasures | None) -> dict[str, st
     stage, classes = result.recipe.synthesis, None if measures is None else measures.classes
     found = {
         "method": stage.method,
+        "the network is": result.network.space.sentence(),
         "images": f"{stage.images} to calibrate on, {stage.held_out} held out",
         "seed": f"{result.seed}, held out {result.seed + 1}",
         "made in": seconds(result.seconds["synthesis"]),

@@ -11,6 +11,7 @@ from dreamquant.assess.latency import Latency
 from dreamquant.assess.trust import Trust
 from dreamquant.network.answers import UNITS
 from dreamquant.network.graph import Network
+from dreamquant.network.input_space import InputSpace
 from dreamquant.network.outputs import CLASSES, DENSE, FEATURES, MULTILABEL, REGIONS, SEQUENCE, VALUES, class_output
 from dreamquant.network.scores import knows_classes
 from dreamquant.report.words import number, percent, sentence, tenths
@@ -149,6 +150,7 @@ def cautions(result: Result, measures: DreamMeasures | None) -> list[str]:
         "Dreams are no data: they show what the network remembers, not what it will meet. Where there are labelled images,"
         " even a few hundred, measure the file on them.",
         _about_agreement(assessment.agreement),
+        *_about_input(result.network.space),
     ]
     found += [f"{sentence(str(output))}." for output in result.network.outputs if not output.certain]
     found += _about_dreams(measures)
@@ -166,6 +168,18 @@ def cautions(result: Result, measures: DreamMeasures | None) -> list[str]:
         " may order them differently."
     )
     return found
+
+
+def _about_input(space: InputSpace) -> list[str]:
+    if space.doubt:
+        return [f"What the network is fed was forced against what speaks for another: {space.doubt}."]
+    if space.checked:
+        return []
+    how = "stated" if space.known == "stated" else f"found in the {space.known}"
+    return [
+        f"What the network is fed ({space.numbers()}) is as it was {how}: it has no BatchNorm that could confirm it. If that is"
+        " wrong, so is every figure here."
+    ]
 
 
 def _about_agreement(agreement: Agreement) -> str:
