@@ -128,7 +128,8 @@ def against(told: Trust, agreement: Agreement) -> list[str]:
     """Where the answers on held-out images cost more than the interval allows, so that not both can be believed."""
     if agreement.cost is None:
         return []
-    least = 100 * possible(agreement.cost / 100, agreement.samples)[0]  # the variance of numbers of 0 to 1 is m (1 - m) at most
+    # of numbers from 0 to 1 with mean m the variance is m (1 - m) at most, which is what the interval of a share supposes
+    least = 100 * possible(agreement.cost / 100, agreement.samples)[0]
     if least <= told.high:
         return []
     return [
