@@ -90,7 +90,7 @@ def told(result: Result, trust: Trust | None, *why: str) -> Result:
 
 def on_noise(module: nn.Module, output: Path, shape: tuple[int, int, int], *, estimate: bool = False) -> Result:
     """A result at once: the images are noise, and few."""
-    return run(module, output, input_shape=shape, settings=[*FEW[:2], "synthesis.method=noise"], estimate=estimate)
+    return run(module, output, input_shape=shape, pixels="none", settings=[*FEW[:2], "synthesis.method=noise"], estimate=estimate)
 
 
 # ---- words

@@ -134,8 +134,8 @@ def against(told: Trust, agreement: Agreement) -> list[str]:
         return []
     return [
         f"The file gives another answer on {agreement.differing} of {agreement.samples} held-out images. By the float network's"
-        f" own probabilities that costs {agreement.cost:.1f} % of its right answers and {least:.1f} % at least, where the answers on"
-        f" other images would tell {told.high:.1f} % at most."
+        f" own probabilities that costs {agreement.cost:.1f} % of its right answers, {least:.1f} % at least; the answers on other"
+        f" images would tell {told.high:.1f} % at most."
     ]
 
 
