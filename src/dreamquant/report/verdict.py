@@ -40,14 +40,14 @@ def verdict(assessment: Assessment) -> Verdict:
 def _of_both(trust: Trust, agreement: Agreement) -> tuple[str, str]:
     """The estimate, and what the answers on held-out images mean beside it, so that neither seems to deny the other."""
     tone, lost = _of_trust(trust)
+    images = f"{agreement.samples} held-out images{_confident(agreement)}"
     if agreement.differing == 0:
-        same = f"it gives the float network's answer on all {agreement.samples} held-out images{_confident(agreement)}"
-        much = trust.drop >= LITTLE  # held-out images are made like those that calibrated
-        return tone, f"{lost}, though {same}, which are like those that it was calibrated on." if much else f"{lost}, and {same}."
-    differ = f"it gives another answer on {agreement.differing} of {agreement.samples} held-out images{_confident(agreement)}"
+        same = f"{lost}; the file gives the float network's answer on all {images}"
+        return tone, f"{same}, but these are like those that it was calibrated on." if trust.drop >= LITTLE else f"{same}."
+    differ = f"{lost}; the file gives another answer on {agreement.differing} of {images}"
     if not agreement.sure:
-        return tone, f"{lost}; {differ}, but the float network was not sure of these, so that they tell little."
-    return tone, f"{lost}; {differ}, and the float network was sure of these, but so few are within what the estimate allows."
+        return tone, f"{differ}, but the float network was not sure of its own there, so that they tell little."
+    return tone, f"{differ}, and the float network was sure of its own there, but so few are within what the estimate allows."
 
 
 def _confident(agreement: Agreement) -> str:
