@@ -445,6 +445,7 @@ def test_operators_of_a_mixed_bag(residual_module: nn.Module, tmp_path: Path) ->
         recipe=str(tmp_path / SAVED),
         budget="paper",
         input_shape=(3, 11, 9),
+        pixels="none",
         estimate=False,
     )
     assert again.artifact.path.read_bytes() == result.artifact.path.read_bytes()
