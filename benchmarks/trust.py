@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ import numpy as np
 
 from benchmarks.run import RESULTS, commit
 from dreamquant.assess.probes import Probe
-from dreamquant.assess.trust import Fit, features, to_scale, trust
+from dreamquant.assess.trust import Fit, beyond, features, to_scale, trust
 from dreamquant.files import atomic_write
 
 SHIPPED = Path(__file__).parent.parent / "src" / "dreamquant" / "assess" / "trust.json"
 LEVEL = 90.0
+ROUNDING = 1e-9  # of a sum of weights
 KINDS = ("procedural", "dreamt")
 
 
@@ -73,18 +75,38 @@ def learnt(row: dict[str, Any]) -> bool:
 
 
 def fitted(cases: list[Measured]) -> Fit:
-    """Least squares on the scale of `to_scale`, every network with the same say; the interval is that of the test below."""
-    below, above = np.quantile(residuals(cases), [(100 - LEVEL) / 200, (100 + LEVEL) / 200])
-    ranges = {
-        kind: (min(case.probes[i].kl for case in cases), max(case.probes[i].kl for case in cases)) for i, kind in enumerate(KINDS)
-    }
-    networks = len({case.network for case in cases})
-    return Fit(weights_of(cases), float(below), float(above), LEVEL, len(cases), networks, ranges)
+    """Least squares on the scale of `to_scale`, and the interval of the test below, every network with the same say."""
+    below, above = weighted_quantiles(residuals(cases), says(cases), [(100 - LEVEL) / 200, (100 + LEVEL) / 200])
+    probes = {kind: [case.probes[place] for case in cases] for place, kind in enumerate(KINDS)}
+    sure = [probe.confidence for probe in probes[KINDS[0]]]
+    return Fit(
+        weights=weights_of(cases),
+        below=below,
+        above=above,
+        level=LEVEL,
+        cases=len(cases),
+        networks=len({case.network for case in cases}),
+        ranges={kind: (min(one.kl for one in seen), max(one.kl for one in seen)) for kind, seen in probes.items()},
+        confidence=(min(sure), max(sure)),
+        images={kind: min(one.samples for one in seen) for kind, seen in probes.items()},
+    )
+
+
+def says(cases: list[Measured]) -> list[float]:
+    """The weight of each case: a network's cases share one."""
+    count = Counter(case.network for case in cases)
+    return [1.0 / count[case.network] for case in cases]
+
+
+def weighted_quantiles(values: list[float], weights: list[float], levels: list[float]) -> list[float]:
+    """The least of the values up to which so much of the weight lies, for each level (0 to 1)."""
+    order = np.argsort(values)
+    reached = np.cumsum(np.array(weights)[order]) / sum(weights)
+    return [float(np.array(values)[order][np.searchsorted(reached, level - ROUNDING)]) for level in levels]
 
 
 def weights_of(cases: list[Measured]) -> list[float]:
-    shares = {name: sum(case.network == name for case in cases) for name in {case.network for case in cases}}
-    say = np.array([1.0 / np.sqrt(shares[case.network]) for case in cases])
+    say = np.sqrt(says(cases))
     table = np.array([features(case.probes, learned=case.learned) for case in cases])
     values = np.array([to_scale(case.drop) for case in cases])
     return [float(weight) for weight in np.linalg.lstsq(table * say[:, None], values * say, rcond=None)[0]]
@@ -100,30 +122,37 @@ def residuals(cases: list[Measured]) -> list[float]:
 
 
 def tested(cases: list[Measured]) -> str:
-    """Leave one network out: the fit and its interval are of the others only."""
+    """Leave one network out: fit, interval and limits are of the others only; errors are those of the losses that are told."""
     lines = [
-        "| network left out | cases | mean error | median error | in the interval | mean width | largest loss |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| network left out | cases | told | mean error | median error | in the interval | mean width | largest loss |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    whole: list[tuple[float, bool, float]] = []
+    networks: list[list[Row]] = []
     for name in dict.fromkeys(case.network for case in cases):
         fit = fitted([case for case in cases if case.network != name])
         mine = [case for case in cases if case.network == name]
-        told = [(case, trust(case.probes, learned=case.learned, fit=fit)) for case in mine]
-        rows = [
-            (abs(one.drop - max(case.drop, 0.0)), one.low - 1e-9 <= max(case.drop, 0.0) <= one.high, one.high - one.low)
-            for case, one in told
-        ]
-        whole += rows
-        lines.append(_line(name, rows, max(case.drop for case in mine)))
-    lines.append(_line("all", whole, max(case.drop for case in cases)))
+        networks.append([_row(case, fit) for case in mine if not beyond(case.probes, fit)])
+        lines.append(_line(name, len(mine), networks[-1], max(case.drop for case in mine)))
+    lines.append(_line("all", len(cases), [row for rows in networks for row in rows], max(case.drop for case in cases)))
+    held = np.mean([np.mean([row[1] for row in rows]) for rows in networks if rows])
+    lines.append(f"| all, every network the same say | | | | | {100 * held:.0f} % | | |")
     return "\n".join(lines)
 
 
-def _line(name: str, rows: list[tuple[float, bool, float]], largest: float) -> str:
+Row = tuple[float, bool, float]  # of one case: the error, whether the interval held, and how wide it is
+
+
+def _row(case: Measured, fit: Fit) -> Row:
+    one, drop = trust(case.probes, learned=case.learned, fit=fit), max(case.drop, 0.0)
+    return abs(one.drop - drop), one.low - 1e-9 <= drop <= one.high, one.high - one.low
+
+
+def _line(name: str, cases: int, rows: list[Row], largest: float) -> str:
+    if not rows:
+        return f"| {name} | {cases} | 0 | - | - | - | - | {largest:.1f} |"
     errors, held, widths = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
     return (
-        f"| {name} | {len(rows)} | {errors.mean():.2f} | {np.median(errors):.2f} | {100 * held.mean():.0f} % |"
+        f"| {name} | {cases} | {len(rows)} | {errors.mean():.2f} | {np.median(errors):.2f} | {100 * held.mean():.0f} % |"
         f" {widths.mean():.1f} | {largest:.1f} |"
     )
 

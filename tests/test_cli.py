@@ -47,7 +47,7 @@ def test_quantize(model: str, options: tuple[str, ...], command: Command, digits
     onnx.checker.check_model(output, full_check=True)
     assert quantized_tensors(output)
     assert list(tmp_path.iterdir()) == [output]
-    for word in ("file", "proof", "agreement", "weakest layers", "size", "latency", "dreamt by", "W8A8", "8 images"):
+    for word in ("file", "proof", "agreement", "weakest layers", "size", "latency", "calibrated on", "W8A8", "8 images"):
         assert word in shown
     assert str(output) in "".join(line.strip() for line in shown.splitlines())  # long names are folded, never cut
 

@@ -36,7 +36,7 @@ from dreamquant.report.distributions import Histogram, channel_errors, close_ups
 from dreamquant.report.facts import gather
 from dreamquant.report.layers import LayerRow, grid_at, weight_quantizer, worst_first
 from dreamquant.report.tables import Table, allocation_table, layer_table
-from dreamquant.report.verdict import BAD, GOOD, OPEN, possible, sure, verdict
+from dreamquant.report.verdict import BAD, GOOD, OPEN, verdict
 from dreamquant.report.words import DASH, STAY, number, percent, seconds, tenths
 from dreamquant.run import Result, run
 from dreamquant.samples import Samples
@@ -44,7 +44,8 @@ from dreamquant.samples import Samples
 FEW = ["synthesis.count=16", "synthesis.held_out=8", "synthesis.steps=3"]
 PLAIN = ["reconstruction.method=nearest"]
 PROBES = [Probe("fractal", 256, 96.1, 0.021, 3.2, 0.41, 0.83), Probe("anchored", 32, 93.8, 0.034, 4.1, 0.62, 0.91)]
-TRUST = Trust(drop=0.4, low=0.1, high=0.9, level=90.0, cases=84, networks=7, probes=PROBES)
+TRUST = Trust(drop=0.4, low=0.1, high=0.9, level=90.0, cases=84, networks=7)
+LOSS = replace(TRUST, drop=8.0, low=3.0, high=14.0)
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -80,13 +81,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Callable[[st
     return find
 
 
-def told(result: Result, trust: Trust | None) -> Result:
-    return replace(result, assessment=replace(result.assessment, trust=trust))
+def told(result: Result, trust: Trust | None, *why: str) -> Result:
+    unknown = list(why) if why or trust else result.assessment.trust_unknown
+    return replace(
+        result, assessment=replace(result.assessment, trust=trust, probes=PROBES if trust else [], trust_unknown=unknown)
+    )
 
 
 def on_noise(module: nn.Module, output: Path, shape: tuple[int, int, int], *, estimate: bool = False) -> Result:
     """A result at once: the images are noise, and few."""
-    return run(module, output, input_shape=shape, settings=[*FEW[:2], "synthesis.method=noise"], estimate=estimate)
+    return run(module, output, input_shape=shape, pixels="none", settings=[*FEW[:2], "synthesis.method=noise"], estimate=estimate)
 
 
 # ---- words
@@ -140,8 +144,6 @@ def test_losses_and_durations() -> None:
         ({"drop": 8.0, "high": 14.0}, BAD, "Much is lost: about 8.0 % .* and 14 % are possible"),
         ({"drop": 38.0, "high": 61.0}, BAD, "Do not use this file as it is: about 38 %"),
         ({"drop": 2.2, "high": 28.0}, OPEN, "Measure before you use this file: about 2.2 % .* so wide that 28 % are possible"),
-        ({"warnings": ["unlike"]}, OPEN, "Measure before you use this file: about 0.4 % .* not made for such a case"),
-        ({"drop": 8.0, "warnings": ["unlike"]}, BAD, "Measure before you use this file: about 8.0 %"),
     ],
 )
 def test_verdict_of_an_estimate(change: dict[str, Any], tone: str, says: str, runs: Callable[[str], Result]) -> None:
@@ -155,14 +157,25 @@ def test_verdict_of_an_estimate(change: dict[str, Any], tone: str, says: str, ru
 @pytest.mark.parametrize(
     ("answers", "trust", "tone", "says"),
     [
-        (Agreement(16, 100.0, 0.01), None, OPEN, "on all 16 held-out dreams; what accuracy it has is not estimated"),
+        (Agreement(16, 100.0, 0.01), None, OPEN, "on all 16 held-out images; what accuracy it has is not estimated"),
         (Agreement(32, 93.75, 0.05), None, OPEN, "It gives another answer than the float network on 6.2 % of 32"),
         (Agreement(32, 75.0, 0.5), None, BAD, "A loss of accuracy must be expected: it gives another answer .* 25 %"),
         (Agreement(32, 25.0, 2.0), None, BAD, "Do not use this file as it is: it gives another answer .* 75 %"),
-        (Agreement(16, 50.0, 0.03), None, OPEN, "50 % of 16 held-out dreams, of which that one was not sure"),
-        (Agreement(32, 25.0, 2.0), TRUST, BAD, "Do not use .* 75 % of 32 held-out dreams, though the estimated loss is 0.4 %"),
-        (Agreement(32, 75.0, 0.5), TRUST, BAD, "Measure before .* 25 % of 32 held-out dreams, though the estimated loss"),
-        (Agreement(16, 50.0, 0.03), TRUST, GOOD, "Little is lost"),
+        (Agreement(16, 50.0, 0.03, cost=2.0), None, OPEN, "50 % of 16 held-out images, of which that one was not sure"),
+        (Agreement(32, 100.0, 0.0, confidence=0.97), TRUST, GOOD, r"Little .* on all 32 .* \(its mean confidence: 0.97\)\."),
+        (
+            Agreement(32, 100.0, 0.0),
+            LOSS,
+            BAD,
+            "Much is lost: .* the file gives .* on all 32 .* like those that it was calibrated on",
+        ),
+        (
+            Agreement(16, 50.0, 0.03, cost=2.0),
+            TRUST,
+            GOOD,
+            "Little .*; the file gives another answer on 8 of 16 .* not sure of its own",
+        ),
+        (Agreement(32, 96.875, 0.1, cost=2.5), TRUST, GOOD, "Little .*; .* on 1 of 32 .* within what the estimate allows"),
     ],
 )
 def test_verdict_weighs_the_answers_on_dreams(
@@ -191,19 +204,22 @@ def test_speed_is_claimed_where_three_quarters_of_the_rounds_show_it(
 
 
 def test_few_images_leave_much_possible() -> None:
-    low, high = possible(Agreement(32, 100.0, 0.0))
-    assert (low, high) == (pytest.approx(0.8928, abs=1e-4), pytest.approx(1.0))
-    low, high = possible(Agreement(16, 50.0, 0.0))
-    assert (low, high) == (pytest.approx(0.2800, abs=1e-4), pytest.approx(0.7200, abs=1e-4))
+    assert Agreement(32, 100.0, 0.0).interval == pytest.approx((89.28, 100.0), abs=1e-2)
+    assert Agreement(16, 50.0, 0.0).interval == pytest.approx((28.00, 72.00), abs=1e-2)
+    assert Agreement(16, 50.0, 0.0, "dense classes").interval is None
 
 
-def test_images_that_the_network_is_sure_of_diverge() -> None:
+def test_what_another_answer_costs_is_what_the_network_was_sure_of() -> None:
     sure_scores = torch.tensor([[9.0, 0.0], [0.0, 9.0]])
     unsure = sure_scores / 100
     for scores, expected in ((sure_scores, True), (unsure, False)):
         found = agreement([Output("scores", CLASSES, STATED, "", 0, (2,), form="logits")], [scores], [scores.flip(1)])
-        assert found.top1 == 0.0
-        assert sure(found) is expected
+        own = scores.softmax(1).amax().item()
+        assert (found.top1, found.differing) == (0.0, 2)
+        assert found.confidence == pytest.approx(own)
+        assert found.cost == pytest.approx(100 * (2 * own - 1) / own)
+        assert found.sure is expected
+        assert "0.0 % top-1 (0 of 2, 0 to 66 %)" in found.outputs[0].text
 
 
 # ---- figures
@@ -419,8 +435,8 @@ def test_operators_of_a_mixed_bag(residual_module: nn.Module, tmp_path: Path) ->
     assert "depthwise conv2d" in column(facts.layers, "operator")
     assert "each scaled to its own range" in facts.about_pictures
     assert (
-        facts.again
-        == f"dreamquant.run(model, {str(tmp_path / 'out.onnx')!r}, recipe='recipe.toml', budget='paper', seed=0, input_shape=(3, 11, 9))"
+        facts.again == f"dreamquant.run(model, {str(tmp_path / 'out.onnx')!r}, recipe='recipe.toml', budget='paper', seed=0,"
+        " input_shape=(3, 11, 9), pixels='none')"
     )
     (tmp_path / SAVED).write_text(facts.recipe)
     again = run(
@@ -429,6 +445,7 @@ def test_operators_of_a_mixed_bag(residual_module: nn.Module, tmp_path: Path) ->
         recipe=str(tmp_path / SAVED),
         budget="paper",
         input_shape=(3, 11, 9),
+        pixels="none",
         estimate=False,
     )
     assert again.artifact.path.read_bytes() == result.artifact.path.read_bytes()
@@ -446,7 +463,7 @@ def test_a_network_without_classes_and_colours(tmp_path: Path, fill: Callable[..
     result = on_noise(module, tmp_path / "out.onnx", (2, 8, 8), estimate=True)
     facts = gather(result)
     assert facts.trust is None
-    assert facts.no_trust == "The network has no output of scores of classes, so that no answer can be right or wrong."
+    assert facts.trust_unknown == ("The network has no output of scores of classes, so that no answer can be right or wrong.",)
     assert "images of 2 channels are neither grey nor coloured" in facts.about_pictures
     assert not facts.pictures
     assert "classes" not in facts.dreams
@@ -586,15 +603,16 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def pages(runs: Callable[[str], Result], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Reports by the names of their runs; `trusted` and `bad` are of the learned one with an estimate."""
+    """Reports by the names of their runs; `trusted` and `bad` are of the learned one with an estimate, `untold` why without."""
     folder = tmp_path_factory.mktemp("pages")
-    bad = replace(TRUST, drop=38.0, low=20.0, high=61.0, warnings=[f"unlike {NASTY}"])
+    bad = replace(TRUST, drop=38.0, low=20.0, high=61.0)
 
     def find(name: str) -> Path:
         path = folder / f"{name}.html"
         if not path.exists():
             estimates: dict[str, Trust] = {"trusted": TRUST, "bad": bad}
-            result = told(runs("learned" if name in estimates else name), estimates.get(name))
+            why = [f"unlike {NASTY}"] if name == "untold" else []
+            result = told(runs("learned" if name in (*estimates, "untold") else name), estimates.get(name), *why)
             write_report(result, path, command=["dreamquant", "quantize", "digits.pt2", "-o", "out.onnx"])
         return path
 
@@ -723,8 +741,11 @@ def test_what_an_estimate_rests_on_is_told(browser: Browser, pages: Callable[[st
     good.close()
     bad, _ = opened(browser, pages("bad"))
     assert bad.locator(".verdict.bad h1").inner_text().startswith("Do not use this file as it is")
-    assert bad.locator(".warnings li").inner_text() == f"unlike {NASTY}"
     bad.close()
+    untold, _ = opened(browser, pages("untold"))
+    assert untold.locator(".warnings li").inner_text() == f"unlike {NASTY}"
+    assert "no estimate" in untold.locator(".tiles").inner_text()
+    untold.close()
     none, _ = opened(browser, pages("learned"))
     assert "This run was asked for no estimate." in none.locator("#trust").inner_text()
     none.close()
@@ -744,7 +765,7 @@ def test_names_from_a_model_are_text(browser: Browser, digits: Path, tmp_path: P
     output = tmp_path / "<script>alert(2)<.onnx"
     result = run(model, output, settings=FEW[:2], estimate=False)
     path = tmp_path / "out.html"
-    write_report(told(result, replace(TRUST, warnings=[NASTY])), path, command=["dreamquant", NASTY])
+    write_report(told(result, None, NASTY), path, command=["dreamquant", NASTY])
     page, wrong = opened(browser, path)
     text = page.locator("body").inner_text()
     shown = page.locator("#layers tbody th small").all_inner_texts()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def test_the_flow(folded: Path, tmp_path: Path) -> None:
     assert {file.stem for file in (tmp_path / "run").glob("*.safetensors")} == asked
     trust = result.assessment.trust
     assert trust is not None
-    assert [probe.method for probe in trust.probes] == ["fractal", "anchored"]
+    assert [probe.method for probe in result.assessment.probes] == ["fractal", "anchored"]
     assert 0 <= trust.low <= trust.drop <= trust.high <= 100
     summary = json.loads((tmp_path / "run" / "result.json").read_text())
     assert summary == json.loads(json.dumps(result.summary()))
@@ -189,3 +190,17 @@ def test_no_estimate_where_nobody_asks_or_there_are_no_classes(folded: Path, tmp
     found = quick(dense, tmp_path / "b.onnx", recipe="noise", input_shape=(3, 8, 8), mean=(0.5,) * 3, std=(0.2,) * 3)
     assert found.assessment.trust is None
     assert found.summary()["trust"] is None
+    assert "no output of scores of classes" in found.summary()["trust_unknown"][0]
+
+
+def test_no_estimate_where_the_input_space_was_only_measured(
+    folded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(*args: Any, **kwargs: Any) -> Network:
+        network = load(*args, **kwargs)
+        return replace(network, space=replace(network.space, known="measured"))
+
+    monkeypatch.setattr(MODULE, "load", measured)
+    found = quick(folded, tmp_path / "a.onnx")
+    assert (found.assessment.trust, found.assessment.probes) == (None, [])
+    assert "only measured" in found.summary()["trust_unknown"][0]

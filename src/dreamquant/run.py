@@ -23,6 +23,7 @@ from torch import nn
 from dreamquant.allocation import Allocation, LayerDamage, allocate, sensitivities
 from dreamquant.assess.assess import Assessment, assess
 from dreamquant.assess.probes import stages as probe_stages
+from dreamquant.assess.trust import unlike
 from dreamquant.errors import OptionError
 from dreamquant.estimate import expected_seconds
 from dreamquant.export.export import Artifact, check_format, export
@@ -31,7 +32,7 @@ from dreamquant.methods import SEEDS, check_seed
 from dreamquant.network.fingerprint import fingerprint
 from dreamquant.network.graph import Network
 from dreamquant.network.load import load
-from dreamquant.network.scores import knows_classes, scores_classes
+from dreamquant.network.scores import scores_classes
 from dreamquant.network.statistics import batch_norms
 from dreamquant.plain import plain_torch
 from dreamquant.quantization.plan import Bits, Plan
@@ -49,6 +50,7 @@ P = ParamSpec("P")
 Progress = Callable[[str, int, int, float], None]  # (stage, steps done, steps in all, loss)
 LARGE = 96 * 96  # pixels of an image
 RESULT, RESULT_BYTES = "result.json", 2**20  # what the run folder must have room for before the output is written
+WITH_IMAGES = "The file was calibrated on images that were given, and is measured on those of them that were held out."
 LARGEST_SHARE = 0.5  # of the float file's size that an output may take; checked against the disk before work begins
 
 
@@ -81,10 +83,12 @@ class Result:
             "calibration": {"method": self.samples.method, "images": len(self.samples)},
             "input": asdict(self.network.space) | {"sentence": self.network.space.sentence()},
             "verification": asdict(self.artifact.verification),
-            "agreement": asdict(self.assessment.agreement),
+            "agreement": asdict(self.assessment.agreement) | {"interval": self.assessment.agreement.interval},
             "outputs": [asdict(output) for output in self.network.outputs],
             "latency": asdict(self.assessment.latency),
             "trust": None if self.assessment.trust is None else asdict(self.assessment.trust),
+            "trust_unknown": self.assessment.trust_unknown,
+            "probes": [asdict(probe) for probe in self.assessment.probes],
             "layers": [asdict(layer) for layer in self.assessment.layers],
             "float_layers": self.assessment.float_layers,
             "allocation": {"layers": self.allocation.layers, **self.allocation.totals},
@@ -171,7 +175,7 @@ def run(
     if mix and images is None:
         raise OptionError("mix is set, and there are no images to mix synthetic ones with: give images")
     given = None if images is None else real_images(network, images, resize=resize, seed=seed)
-    asked = probe_stages(stage.method) if estimate and given is None and knows_classes(network) else {}
+    asked = probe_stages(stage.method) if estimate and given is None and not unlike(network) else {}
     if announce is not None:
         announce(f"{network.source.text}: {network.space.sentence()}")
         for answer in network.outputs:
@@ -225,7 +229,8 @@ def run(
     probes = [dreamer(what, method, count, (seed + 2) % SEEDS, options) for what, (method, count, options) in asked.items()]
     clock.lap("probe_synthesis")
     learned = chosen.training is not None or chosen.reconstruction.method != "nearest"
-    assessment = assess(network, student, artifact, held_out, probes, learned=learned)
+    why = {} if given is None or not estimate else {"unasked": WITH_IMAGES}
+    assessment = assess(network, student, artifact, held_out, probes, learned=learned, **why)
     clock.lap("assessment")
     threads = torch.get_num_threads()
     result = Result(artifact, assessment, chosen, seed, clock.seconds, samples, allocation, network, student, threads)

@@ -86,10 +86,10 @@ def print_result(result: Result, report: Path | None = None) -> None:
         table.add_row(
             "estimate",
             f"about {trust.drop:.1f} % of the float network's right answers lost, {trust.low:.1f} to {trust.high:.1f} in"
-            f" {trust.level:.0f} % of the cases it rests on ({trust.cases}, of {trust.networks} networks)",
+            f" {trust.level:.0f} % of the cases it rests on ({trust.cases}, of {trust.networks} networks with the same say)",
         )
-        for warning in trust.warnings:
-            table.add_row("", f"do not trust this estimate: {warning}")
+    for place, why in enumerate(assessment.trust_unknown):
+        table.add_row("estimate" if place == 0 else "", f"none: {why}" if place == 0 else why)
     worst = sorted(assessment.layers, key=lambda layer: layer.sqnr)[:3]
     table.add_row("weakest layers", ", ".join(f"{layer.layer} {layer.sqnr:.1f} dB" for layer in worst))
     if result.allocation.layers:
@@ -123,7 +123,11 @@ def print_result(result: Result, report: Path | None = None) -> None:
 def _allocated(result: Result) -> str:
     """What an allocation decided, in one line."""
     totals = {name: value for name, value in result.allocation.totals.items() if isinstance(value, int | float | str)}
-    return f"{result.recipe.allocation.method}: " + ", ".join(
+    interval = ""
+    if "agreement_low" in totals:
+        low, high = totals.pop("agreement_low"), totals.pop("agreement_high")
+        interval = f"{totals['agreement_after']:.1f} % of {totals['held_out']} images agree ({low:.1f} to {high:.1f}); "
+    return f"{result.recipe.allocation.method}: {interval}" + ", ".join(
         f"{name.replace('_', ' ')} {value:.4g}" if isinstance(value, float) else f"{name.replace('_', ' ')} {value}"
         for name, value in totals.items()
     )

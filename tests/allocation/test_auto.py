@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamquant.allocation import allocate, sensitivities
+from dreamquant.allocation.auto import _enough, _halves
 from dreamquant.errors import OptionError
 from dreamquant.network.graph import Network
 from dreamquant.network.load import load
@@ -17,6 +19,7 @@ from dreamquant.network.scores import divergence
 from dreamquant.quantization.plan import Plan, load_plan
 from dreamquant.quantization.quantize import quantize
 from dreamquant.samples import Samples
+from dreamquant.synthesis import synthesize
 
 SHAPE = (3, 6, 5)
 OPTIONS = {"weight_granularity": "tensor"}
@@ -65,7 +68,8 @@ def test_the_worst_layers_are_raised_and_agreement_is_reached(fragile: Network, 
     assert after[1] == pytest.approx(totals["divergence_after"], rel=1e-4)
     assert before[0] < 90 <= after[0]
     assert 0 < totals["raised"] == len(raised) < totals["layers"] == 6
-    assert totals["held_out"] == 40
+    assert (totals["held_out"], totals["procedural"]) == (40, 0)
+    assert totals["agreement_low"] < totals["agreement_after"] < totals["agreement_high"]
     rest = [row["damage"] for row in allocation.layers if row["decision"] == "as the plan"]
     assert min(row["damage"] for row in raised) >= max(rest)
     fewer = load_plan(
@@ -137,6 +141,34 @@ def test_a_single_sample_is_calibrated_and_measured_on(fragile: Network, samples
 
     assert totals["held_out"] == 1
     assert totals["agreement_after"] == 100.0
+
+
+@pytest.mark.parametrize(("asked", "needed"), [(50.0, 20), (95.0, 40), (99.0, 200), (99.9, 400), (100.0, 400)])
+def test_so_many_images_that_the_agreement_can_be_told(digits: Path, asked: float, needed: int) -> None:
+    network = load(digits / "digits_bnfolded.onnx")
+    samples = synthesize(network, 40, method="fractal", seed=0)
+    found = allocate(network, samples, method="auto", agreement=asked).totals if asked < 100 else None
+    images = _enough(network, _halves(samples)[1], asked)
+
+    assert len(images) == needed
+    assert torch.equal(images.images[:20], samples.images[1::2])
+    assert found is None or (found["held_out"], found["procedural"]) == (needed, needed - 20)
+    assert found is None or found["agreement_after"] >= asked
+    more = images.images[20:]
+    assert len(more.unique(dim=0)) == len(more)
+    sure = [network(part).softmax(1).amax(1).mean() for part in (samples.images, more) if len(part)]
+    assert len(sure) == 1 or sure[0] < sure[1]  # those that the network is surest of
+    assert torch.equal(_enough(network, _halves(samples)[1], asked).images, images.images)
+
+
+def test_no_images_are_added_for_other_answers_or_an_unknown_input(network_of_values: Network, samples: Samples) -> None:
+    assert len(_enough(network_of_values, samples, 99.9)) == len(samples)
+
+
+@pytest.fixture(scope="module")
+def network_of_values(fill: Callable[..., nn.Module]) -> Network:
+    module = fill(nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(24, 3)), SHAPE)
+    return load(module.eval(), input_shape=SHAPE, pixels="none", outputs={"output": "values"})
 
 
 @pytest.mark.parametrize(

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from dreamquant.assess.agreement import Agreement
 from dreamquant.assess.probes import Probe, probe, probe_images, stages
-from dreamquant.assess.trust import Fit, from_scale, shipped, to_scale, trust
+from dreamquant.assess.trust import Fit, Trust, against, beyond, from_scale, shipped, to_scale, trust, unlike
 from dreamquant.errors import DataError
 from dreamquant.network.graph import Network
 from dreamquant.network.load import load
 from dreamquant.network.scores import scores_classes
 from dreamquant.samples import Samples
 
-FIT = Fit([-3.0, 0.7, -0.5, -0.8], -0.7, 1.1, 90.0, 60, 6, {"procedural": (0.001, 2.0), "dreamt": (0.001, 2.0)})
+RANGES, IMAGES = {"procedural": (0.001, 2.0), "dreamt": (0.001, 2.0)}, {"procedural": 256, "dreamt": 32}
+FIT = Fit([-3.0, 0.7, -0.5, -0.8], -0.7, 1.1, 90.0, 60, 6, RANGES, (0.3, 0.8), IMAGES)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +50,6 @@ def test_the_farther_the_answers_the_larger_the_loss() -> None:
     assert drops[0] < 2 < 5 < drops[-1]
     for one in told:
         assert one.low <= one.drop <= one.high
-        assert not one.warnings
 
 
 def test_the_less_sure_the_network_the_larger_the_loss() -> None:
@@ -63,12 +66,50 @@ def test_it_is_the_fit_that_tells() -> None:
     assert (told.cases, told.networks, told.level) == (60, 6, 90.0)
 
 
-def test_it_warns_of_what_it_has_not_seen() -> None:
-    far = trust([answers(0.1)[0], replace(answers(0.1)[1], kl=9.0)], learned=False, fit=FIT)
-    assert len(far.warnings) == 1
-    assert "dreamt images" in far.warnings[0]
-    assert "at most 2" in far.warnings[0]
-    assert "convolutional" in trust(answers(0.1), learned=False, attention=True, fit=FIT).warnings[0]
+@pytest.mark.parametrize(
+    ("first", "second", "says"),
+    [
+        ({}, {}, ""),
+        ({}, {"kl": 9.0}, r"On dreamt images the answers are farther from .* \(KL 9\) than in any case .* \(at most 2\)"),
+        ({"kl": 5e-4}, {}, r"On procedural images the answers are nearer to .* \(KL 0.0005\) than .* \(at least 0.001\)"),
+        ({}, {"samples": 31}, "There are 31 dreamt images to tell it from, and the estimate rests on 32"),
+        ({"confidence": 0.82}, {}, ""),  # of 256 images a mean is known to 0.03
+        ({"confidence": 0.84}, {}, r"is surer of procedural images \(mean confidence 0.84\) than any .* \(at most 0.80\)"),
+        ({"confidence": 0.26}, {}, r"is less sure of procedural images .* \(at least 0.30\)"),
+    ],
+)
+def test_what_the_fit_has_not_seen_is_said(first: dict[str, Any], second: dict[str, Any], says: str) -> None:
+    one, other = answers(0.1)
+    found = beyond([replace(one, **first), replace(other, **second)], FIT)
+    assert len(found) == bool(says)
+    assert re.search(says, " ".join(found))
+
+
+def test_networks_that_it_says_nothing_of(network: Network, transformer_module: torch.nn.Module) -> None:
+    assert unlike(network) == []
+    space = network.space
+    for changed, says in (
+        (replace(network, space=replace(space, known="measured")), "only measured"),
+        (replace(network, space=replace(space, doubt="its BatchNorm differs")), "doubtful: its BatchNorm differs"),
+        (replace(network, outputs=(replace(network.outputs[0], known="shape"),)), "is not known"),
+        (replace(network, outputs=(replace(network.outputs[0], kind="values"),)), "no answer can be right or wrong"),
+        (load(transformer_module, input_shape=(3, 12, 8), outputs={"output": "classes"}), "attention"),
+    ):
+        found = unlike(changed)
+        assert len(found) == 1
+        assert says in found[0]
+
+
+@pytest.mark.parametrize(
+    ("top1", "cost", "denied"),
+    [(100.0, 0.0, False), (50.0, 1.0, False), (96.875, 1.5, False), (75.0, 20.0, True), (25.0, 70.0, True)],
+)
+def test_answers_that_cost_more_than_it_allows_deny_it(top1: float, cost: float, denied: bool) -> None:
+    told = Trust(0.4, 0.1, 0.9, 90.0, 84, 7)
+    found = against(told, Agreement(32, top1, 0.1, confidence=0.9, cost=cost))
+    assert bool(found) is denied
+    assert not denied or f"{cost:.1f} % of its right answers" in found[0]
+    assert not against(replace(told, high=90.0), Agreement(32, top1, 0.1, confidence=0.9, cost=cost))
 
 
 def test_the_fit_that_ships_rests_on_enough() -> None:
@@ -77,7 +118,8 @@ def test_the_fit_that_ships_rests_on_enough() -> None:
     assert fit.cases >= 16
     assert fit.below < 0 < fit.above
     assert fit.weights[1] > 0
-    assert set(fit.ranges) == set(stages("rsd"))
+    assert set(fit.ranges) == set(fit.images) == set(stages("rsd"))
+    assert fit.images == {name: count for name, (_, count, _) in stages("rsd").items()}
 
 
 def test_the_probes_are_dreamt_by_another(network: Network) -> None:

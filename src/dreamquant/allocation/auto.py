@@ -7,21 +7,29 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from dreamquant.allocation import Allocation, Callback, sensitivities
 from dreamquant.allocation._sensitivity import with_layers
 from dreamquant.errors import OptionError
+from dreamquant.methods import SEEDS
 from dreamquant.network.answers import agreement as agree
-from dreamquant.network.answers import distances
+from dreamquant.network.answers import counts_images, distances, possible
 from dreamquant.network.graph import Network
 from dreamquant.network.scores import float_answers
 from dreamquant.quantization.plan import Bits, Plan
 from dreamquant.quantization.quantize import quantize
 from dreamquant.samples import Samples
+from dreamquant.synthesis import synthesize
 
 PAPER = "this project, on the measure of ZeroQ (CVPR 2020)"
 SHOWN = 8  # layers in a message
+DIFFER = 2  # images that may differ where the agreement asked for is just reached: fewer cannot tell it
+MOST = 400  # images to measure on
+SURER = 4  # times as many procedural images are made, and those kept that the network is surest of
+PIECE = 16  # images kept at a time
+SEED = 3  # more than that of the calibration; the two between are a run's held-out images and probes
 EIGHT = {"weight_bits": 8, "input_bits": 8}
 FLOAT = EIGHT | {"keep_float": True}  # an input that sums read too is quantized all the same
 
@@ -42,14 +50,19 @@ def auto(
     Layers are raised in the order of the divergence that their weights and their input do alone, the worst first; how many is
     found by bisection, at 8 bits first, then, all that may be raised having 8 bits, in float by the order of what is left of
     their damage. Of several outputs the one that agrees least counts, and their divergences are summed. Every other sample is
-    calibrated on and the rest is what agreement is measured on, a single one both.
+    calibrated on and the rest is what agreement is measured on, a single one both. Where it is a share of images and these are
+    too few to tell it, procedural ones that the network is sure of are measured on too: so many that two may differ where the
+    agreement asked for is just reached, and 400 at most.
 
     Rows: the damage (nats) at the plan's bits, and the decision. Totals: agreement (percent) and divergence (nats) before and
-    after. Raises `OptionError` for impossible options, and where what is asked cannot be reached, or by the float network alone.
+    after, the images that they were measured on and how many of these are procedural, and of shares of images what so many
+    leave possible (Wilson's interval, 95 percent). Raises `OptionError` for impossible options, and where what is asked cannot
+    be reached, or by the float network alone.
     """
     if not 0 <= agreement <= 100 or not kl >= 0 or most < 0:
         raise OptionError(f"auto asks for agreement {agreement} (0 to 100), kl {kl} (0 or more), most {most} (0 or more)")
-    seen, held_out = _halves(samples)
+    seen, rest = _halves(samples)
+    held_out = _enough(network, rest, agreement)
     damage = _damage(network, seen, plan, bits, callback)
     ranking = sorted(damage, key=lambda name: -damage[name])[: most or None]
     every, worst = len(ranking), ranking
@@ -100,7 +113,11 @@ def auto(
         "raised": max(found),
         "layers": len(damage),
         "held_out": len(held_out),
+        "procedural": len(held_out) - len(rest),
     }
+    if all(counts_images(output) for output in network.outputs if output.axis is not None):
+        low, high = possible(after[0] / 100, len(held_out))
+        totals |= {"agreement_low": 100 * low, "agreement_high": 100 * high}
     return Allocation(raised(*found), rows, totals)
 
 
@@ -108,6 +125,24 @@ def _halves(samples: Samples) -> tuple[Samples, Samples]:
     """Every other sample, and the rest; a single one twice."""
     first, second = (replace(samples, images=samples.images[start::2], labels=None, confidence=None) for start in (0, 1))
     return first, second if len(second) else first
+
+
+def _enough(network: Network, samples: Samples, agreement: float) -> Samples:
+    """The samples, and procedural images beside them where so few cannot tell the agreement that is asked for.
+
+    Of four times as many they are those that the network is surest of, as it is of images like those it was trained on: where it
+    wavers, its answer changes with the least error, and says nothing of one (docs/methods.md has numbers).
+    """
+    told = DIFFER * 100 / (100 - agreement) if agreement < 100 else MOST
+    lacking = min(math.ceil(told), MOST) - len(samples)
+    if lacking <= 0 or not network.space.is_known or not any(map(counts_images, network.outputs)):
+        return samples
+    more = []
+    for piece, start in enumerate(range(0, lacking, PIECE)):
+        made = synthesize(network, SURER * PIECE, method="fractal", seed=(samples.seed + SEED + piece) % SEEDS)
+        assert made.confidence is not None  # there is an output of classes
+        more.append(made.images[made.confidence.topk(min(PIECE, lacking - start)).indices])
+    return replace(samples, images=torch.cat([samples.images, *more]))
 
 
 def _damage(network: Network, samples: Samples, plan: Plan, bits: Bits, callback: Callback | None) -> dict[str, float]:

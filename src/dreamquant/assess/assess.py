@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dreamquant.assess.agreement import Agreement, LayerError, agreement, layer_errors
 from dreamquant.assess.latency import Latency, compare_latency
-from dreamquant.assess.probes import probe
-from dreamquant.assess.trust import Trust, trust
+from dreamquant.assess.probes import Probe, probe
+from dreamquant.assess.trust import Trust, against, beyond, trust, unlike
 from dreamquant.export.export import Artifact
 from dreamquant.export.onnx_emit import emit_network
-from dreamquant.network.attention import attentions
 from dreamquant.network.graph import Network
 from dreamquant.network.scores import file_answers, float_answers
 from dreamquant.quantization.student import Student
@@ -27,7 +26,7 @@ LAYER_SAMPLES = 32
 class Assessment:
     """`agreement` is between the float network and the exported file in ONNX Runtime, on held-out samples; sizes in bytes.
 
-    `trust` is None where the network is not known to give scores of classes, or nobody asked.
+    `trust` is the loss of accuracy that the answers on probes tell; where it is None, `trust_unknown` says why, in sentences.
     """
 
     agreement: Agreement
@@ -36,7 +35,9 @@ class Assessment:
     float_size: int
     size: int
     latency: Latency
+    probes: list[Probe] = field(default_factory=list)
     trust: Trust | None = None
+    trust_unknown: list[str] = field(default_factory=list)
 
 
 def assess(
@@ -47,12 +48,13 @@ def assess(
     probes: Sequence[Samples] = (),
     *,
     learned: bool = False,
+    unasked: str = "This run was asked for no estimate.",
 ) -> Assessment:
     """Agreement of every output on samples that set no range, SQNR of each layer, and size and latency of the file against the
     float network's own ONNX file, both run alternately in ONNX Runtime on one thread.
 
-    With the `probes` of `assess.probes` there is an estimate of the accuracy that is lost; `learned` says that rounding or
-    weights were learnt on images.
+    With the `probes` of `assess.probes` there is an estimate of the accuracy that is lost, where one can be told; `learned` says
+    that rounding or weights were learnt on images, `unasked` why there are no probes.
     """
     expected = float_answers(network, held_out.images)
     runner = onnx_runner(artifact.path)
@@ -64,14 +66,20 @@ def assess(
             reference, artifact.path, input_shape=network.input_shape, batch=network.batch or 1, layout=network.space.layout
         )
         size = reference.stat().st_size
+    agreed = agreement(network.outputs, expected, actual)
+    unknown = unlike(network) or (beyond(answers) if answers else [unasked])
+    told = None if unknown else trust(answers, learned=learned)
+    unknown = unknown if told is None else against(told, agreed)
     return Assessment(
-        agreement=agreement(network.outputs, expected, actual),
+        agreement=agreed,
         layers=layer_errors(student, held_out.images[:LAYER_SAMPLES]),
         float_layers=student.float_layers(),
         float_size=size,
         size=artifact.size,
         latency=latency,
-        trust=trust(answers, learned=learned, attention=bool(attentions(network))) if answers else None,
+        probes=answers,
+        trust=None if unknown else told,
+        trust_unknown=unknown,
     )
 
 

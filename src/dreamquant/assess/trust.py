@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from dreamquant.assess.agreement import Agreement
 from dreamquant.assess.probes import Probe
+from dreamquant.network.answers import possible
+from dreamquant.network.attention import attentions
+from dreamquant.network.graph import Network
+from dreamquant.network.outputs import class_output
+from dreamquant.network.scores import knows_classes
 
 SLACK = 0.25  # percent: smaller losses are not told apart, nor are they by the images of a test set
 SMALLEST_KL = 1e-4
+MEASURED = "measured"  # of an input space
 
 
 @dataclass(frozen=True)
@@ -20,9 +27,9 @@ class Trust:
     """The expected loss: how many percent of what the float network gets right the quantized one gets wrong, on balance.
 
     Of 70.0 % top-1, a `drop` of 2 leaves 68.6 %. The interval from `low` to `high` held the true loss in `level` percent of the
-    cases when the network in question was left out of the fit. It rests on `probes`: the quantized network's answers beside the
-    float one's on images that had no part in quantizing it, set against losses measured with labels in `cases` quantizations of
-    `networks` networks. `warnings` say where this network or this result is unlike those, so that it must not be trusted.
+    cases, every network having the same say, when the network in question was left out of the fit. It rests on the
+    quantized network's answers beside the float one's on images that had no part in quantizing it, set against losses measured
+    with labels in `cases` quantizations of `networks` networks. There is none where `unlike`, `beyond` or `against` say why.
     """
 
     drop: float
@@ -31,8 +38,6 @@ class Trust:
     level: float
     cases: int
     networks: int
-    probes: list[Probe]
-    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,8 @@ class Fit:
     cases: int
     networks: int
     ranges: dict[str, tuple[float, float]]  # of each kind of probe: the divergences that were seen
+    confidence: tuple[float, float]  # of the float networks on the first kind of probe
+    images: dict[str, int]  # of each kind of probe: how many there were at least
 
 
 def features(probes: list[Probe], *, learned: bool) -> list[float]:
@@ -72,20 +79,70 @@ def from_scale(value: float) -> float:
     return min(max((odds * (100.0 + SLACK) - SLACK) / (1.0 + odds), 0.0), 100.0)
 
 
-def trust(probes: list[Probe], *, learned: bool, attention: bool = False, fit: Fit | None = None) -> Trust:
-    """The loss expected of a network with such answers; `learned` as in `features`, `attention` if it is a transformer."""
+def unlike(network: Network) -> list[str]:
+    """Why no loss can be told of a network, whatever its answers are, in sentences; empty where nothing speaks against it."""
+    place, space = class_output(network.outputs), network.space
+    if place is None:
+        return ["The network has no output of scores of classes, so that no answer can be right or wrong."]
+    found = []
+    if not knows_classes(network):
+        found.append(f"That an output is scores of classes is not known: {network.outputs[place]}.")
+    if space.doubt:
+        found.append(f"What the network is fed is doubtful: {space.doubt}.")
+    elif space.known == MEASURED:
+        found.append(
+            "What the network is fed was only measured, and in a wrong input space all images would agree that the file is right;"
+            " state it."
+        )
+    if attentions(network):
+        found.append("The network has attention, and all networks that the estimate rests on are convolutional.")
+    return found
+
+
+def beyond(probes: list[Probe], fit: Fit | None = None) -> list[str]:
+    """Where answers lie beyond those that the estimate rests on, so that it tells nothing of them, in sentences."""
+    fit = fit or shipped()
+    found = []
+    for kind, one in zip(fit.ranges, probes, strict=True):
+        low, high = fit.ranges[kind]
+        if one.samples < fit.images[kind]:
+            found.append(f"There are {one.samples} {kind} images to tell it from, and the estimate rests on {fit.images[kind]}.")
+        if not low <= one.kl <= high:
+            way, end = ("farther from", f"at most {high:.2g}") if one.kl > high else ("nearer to", f"at least {low:.2g}")
+            found.append(
+                f"On {kind} images the answers are {way} the float network's (KL {one.kl:.2g}) than in any case that the estimate"
+                f" rests on ({end})."
+            )
+    low, high = fit.confidence
+    sure, known = probes[0].confidence, 0.5 / math.sqrt(probes[0].samples)  # numbers of 0 to 1 deviate by half at most
+    if not low - known <= sure <= high + known:
+        way, end = ("surer", f"at most {high:.2f}") if sure > high else ("less sure", f"at least {low:.2f}")
+        found.append(
+            f"The float network is {way} of procedural images (mean confidence {sure:.2f}) than any that the"
+            f" estimate rests on ({end})."
+        )
+    return found
+
+
+def against(told: Trust, agreement: Agreement) -> list[str]:
+    """Where the answers on held-out images cost more than the interval allows, so that not both can be believed."""
+    if agreement.cost is None:
+        return []
+    # of numbers from 0 to 1 with mean m the variance is m (1 - m) at most, which is what the interval of a share supposes
+    least = 100 * possible(agreement.cost / 100, agreement.samples)[0]
+    if least <= told.high:
+        return []
+    return [
+        f"The file gives another answer on {agreement.differing} of {agreement.samples} held-out images. By the float network's"
+        f" own probabilities that costs {agreement.cost:.1f} % of its right answers, {least:.1f} % at least; the answers on other"
+        f" images would tell {told.high:.1f} % at most."
+    ]
+
+
+def trust(probes: list[Probe], *, learned: bool, fit: Fit | None = None) -> Trust:
+    """The loss expected of a network with such answers; `learned` as in `features`."""
     fit = fit or shipped()
     middle = sum(weight * value for weight, value in zip(fit.weights, features(probes, learned=learned), strict=True))
-    warnings = []
-    for kind, probe in zip(fit.ranges, probes, strict=True):
-        _, high = fit.ranges[kind]
-        if probe.kl > high:
-            warnings.append(
-                f"on {kind} images the answers are farther from the float network's (KL {probe.kl:.3g}) than in any case that"
-                f" the estimate rests on (at most {high:.3g})"
-            )
-    if attention:
-        warnings.append("the network has attention, and all networks that the estimate rests on are convolutional")
     return Trust(
         drop=from_scale(middle),
         low=from_scale(middle + fit.below),
@@ -93,8 +150,6 @@ def trust(probes: list[Probe], *, learned: bool, attention: bool = False, fit: F
         level=fit.level,
         cases=fit.cases,
         networks=fit.networks,
-        probes=probes,
-        warnings=warnings,
     )
 
 

@@ -18,6 +18,7 @@ from dreamquant.network.outputs import CLASSES, DENSE, FEATURES, MULTILABEL, REG
 
 LEAST = 1e-7  # of a probability: what a float32 softmax still tells from nothing
 RIVALS = 3  # classes whose distance from the best one is followed
+DEVIATIONS = 1.96  # of the normal distribution: 95 percent
 LOOKS = 3  # random directions that other answers are followed in
 UNITS = {  # what agreement is a percentage of
     CLASSES: "top-1",
@@ -144,6 +145,19 @@ def agreement(output: Output, expected: Tensor, actual: Tensor) -> float:
         return 100.0 * max(0.0, 1 - relative_error(expected, actual))
     border = 0.5 if output.form == "sigmoid" else 0.0
     return 100.0 * ((expected > border) == (actual > border)).double().mean().item()
+
+
+def counts_images(output: Output) -> bool:
+    """Whether agreement is a share of the images: what is counted within an image, or not at all, is none."""
+    return output.kind == CLASSES and output.axis is not None
+
+
+def possible(share: float, count: int) -> tuple[float, float]:
+    """The shares (of 1) that so many images leave possible where `share` of them agree: Wilson's interval, 95 percent."""
+    z = DEVIATIONS
+    middle = share + z * z / (2 * count)
+    width = z * ((share * (1 - share) + z * z / (4 * count)) / count) ** 0.5
+    return max(0.0, (middle - width) / (1 + z * z / count)), min(1.0, (middle + width) / (1 + z * z / count))
 
 
 def relative_error(expected: Tensor, actual: Tensor) -> float:

@@ -89,7 +89,7 @@ def _measured(memory: Remembered, channels: int) -> InputSpace:
     raw = max(abs(value) for value in memory.mean) + 2 * memory.deviation > RAW
     known = raw and all(0 <= value <= 1 for value in pixels) and memory.deviation / 255 >= FAINT
     normalisation = (zeros, (1 / 255,) * channels) if known else ((), ())
-    return InputSpace(*normalisation, centre, spread, known="measured", because=because)
+    return InputSpace(*normalisation, centre, spread, known="measured", because=because, checked=True)
 
 
 def _contradiction(network: Network, space: InputSpace, memory: Remembered | None) -> str:
@@ -156,11 +156,11 @@ def _agrees(memory: Remembered, centre: Sequence[float], spread: Sequence[float]
 def _confirmed(space: InputSpace, memory: Remembered) -> InputSpace:
     """The space as it is, where the first BatchNorm remembers such images; else with the mean and deviation that it remembers."""
     if _agrees(memory, space.centre, space.spread):
-        return replace(space, because=f"{space.because}; as its first BatchNorm confirms")
+        return replace(space, because=f"{space.because}; as its first BatchNorm confirms", checked=True)
     mean = ",".join(f"{value:.2g}" for value in memory.mean)
     how = f"images get the mean {mean} and deviation {memory.deviation:.2g} that its first BatchNorm remembers"
     spread = (memory.deviation,) * len(memory.mean)
-    return replace(space, centre=memory.mean, spread=spread, because=f"{space.because}; {how}")
+    return replace(space, centre=memory.mean, spread=spread, because=f"{space.because}; {how}", checked=True)
 
 
 def _what_to_state(network: Network) -> str:

@@ -105,7 +105,7 @@ class InputSpace:
     deviation over a set of images; empty where nothing tells. `layout` and `dtype` are the file's; inside, images are always
     float32 (N, C, H, W). `channels` is one of `CHANNELS`, empty where it is not known. `known` is how: "stated", "file", "graph",
     "measured" or "unknown", and `because` says it in words. `doubt` is what speaks against it, `bounded` whether images are to be
-    kept to what pixels can be.
+    kept to what pixels can be, `checked` whether a BatchNorm had its say.
     """
 
     mean: tuple[float, ...] = ()
@@ -119,6 +119,7 @@ class InputSpace:
     because: str = ""
     doubt: str = ""
     bounded: bool = True
+    checked: bool = False
 
     @property
     def is_known(self) -> bool:

@@ -20,7 +20,7 @@ from dreamquant.report.layers import LayerRow, layer_rows
 from dreamquant.report.pictures import Picture, about_pictures, pictures
 from dreamquant.report.tables import Table, allocation_table, layer_table, norm_table, probe_table, seconds_table, totals
 from dreamquant.report.tiles import Tile, tiles
-from dreamquant.report.verdict import Verdict, cautions, no_trust, verdict
+from dreamquant.report.verdict import Verdict, cautions, verdict
 from dreamquant.report.words import seconds
 from dreamquant.run import Progress, Result, telling, versions
 
@@ -48,7 +48,7 @@ class Facts:
     verdict: Verdict
     tiles: tuple[Tile, ...]
     trust: Trust | None
-    no_trust: str
+    trust_unknown: tuple[str, ...]
     probes: Table | None
     cautions: tuple[str, ...]
     pictures: tuple[Picture, ...]
@@ -90,8 +90,8 @@ def gather(result: Result, *, command: Sequence[str] = (), progress: Progress | 
         verdict=verdict(result.assessment),
         tiles=tiles(result),
         trust=trust,
-        no_trust=no_trust(result.network) if trust is None else "",
-        probes=None if trust is None else probe_table(trust),
+        trust_unknown=tuple(result.assessment.trust_unknown),
+        probes=probe_table(result.assessment.probes) if result.assessment.probes else None,
         cautions=tuple(cautions(result, measures)),
         pictures=tuple(pictures(result.samples, result.network)),
         about_pictures=about_pictures(result.samples, result.network),
@@ -147,6 +147,7 @@ def about_dreams(result: Result, measures: DreamMeasures | None) -> dict[str, st
     stage, classes = result.recipe.synthesis, None if measures is None else measures.classes
     found = {
         "method": stage.method,
+        "the network is": result.network.space.sentence(),
         "images": f"{stage.images} to calibrate on, {stage.held_out} held out",
         "seed": f"{result.seed}, held out {result.seed + 1}",
         "made in": seconds(result.seconds["synthesis"]),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dreamquant.assess.dreams import NormMeasures
-from dreamquant.assess.trust import Trust
+from dreamquant.assess.probes import Probe
 from dreamquant.report.layers import LayerRow
 from dreamquant.report.words import DASH, number, seconds
 
@@ -48,8 +48,11 @@ TOTALS = {
     "uniform_divergence": "divergence with these",
     "agreement_before": "agreement before, %",
     "agreement_after": "agreement after, %",
+    "agreement_low": "at least, so few images leave possible, %",
+    "agreement_high": "at most, %",
     "raised": "layers with more bits",
-    "held_out": "dreams that decided",
+    "held_out": "images that decided",
+    "procedural": "of them procedural",
 }
 
 
@@ -83,7 +86,7 @@ class Table:
     sorted: int | None = None
 
 
-def probe_table(trust: Trust) -> Table:
+def probe_table(probes: Sequence[Probe]) -> Table:
     """What an estimate rests on: answers on images that had no part in quantizing."""
     columns = (
         Column("images by"),
@@ -101,7 +104,7 @@ def probe_table(trust: Trust) -> Table:
             Cell(f"{one.top1:.1f}", one.top1),
             *(Cell(number(value), value) for value in (one.kl, one.margin, one.shift, one.confidence)),
         )
-        for one in trust.probes
+        for one in probes
     )
     return Table("probes", columns, rows)
 

@@ -8,9 +8,8 @@ from markupsafe import Markup
 
 from dreamquant.assess.agreement import Agreement
 from dreamquant.assess.trust import Trust
-from dreamquant.network.outputs import CLASSES
 from dreamquant.report import figures
-from dreamquant.report.verdict import no_trust, possible, times
+from dreamquant.report.verdict import times
 from dreamquant.report.words import STAY, counted, megabytes, number, percent, tenths
 from dreamquant.run import Result
 
@@ -34,7 +33,7 @@ def tiles(result: Result) -> tuple[Tile, ...]:
     agreement, trust = assessment.agreement, assessment.trust
     ratio, fastest, slowest = times(latency)
     return (
-        _no_loss(no_trust(result.network)) if trust is None else _loss(trust),
+        Tile("Expected loss", "no estimate", notes=tuple(assessment.trust_unknown)) if trust is None else _loss(trust),
         _agreement(agreement),
         Tile(
             "Size",
@@ -64,13 +63,16 @@ def tiles(result: Result) -> tuple[Tile, ...]:
 
 
 def _agreement(agreement: Agreement) -> Tile:
-    if agreement.kind == CLASSES:
-        low, high = possible(agreement)
+    if agreement.interval is not None:
+        low, high = agreement.interval
         notes: tuple[str, ...] = (
-            f"of {agreement.samples} held-out images have the float network's top class",
-            f"so few leave {percent(low)} to {percent(high)} possible",
+            f"{agreement.samples - agreement.differing} of {agreement.samples} held-out images have the float network's top"
+            " class",
+            f"so few leave {percent(low / 100)} to {percent(high / 100)} possible",
             f"divergence {number(agreement.kl)}{STAY}nats",
         )
+        if agreement.confidence is not None:
+            notes += (f"the float network's mean confidence there is {agreement.confidence:.2f}",)
     else:
         notes = (f"{agreement.unit}, on {agreement.samples} held-out images", f"distance {number(agreement.kl)}")
     if len(agreement.outputs) > 1:
@@ -80,14 +82,10 @@ def _agreement(agreement: Agreement) -> Tile:
 
 def _loss(trust: Trust) -> Tile:
     low, middle, high = tenths(trust.low), tenths(trust.drop), tenths(trust.high)
-    interval = f"{low} to {high} in {trust.level:g}{STAY}% of the cases that it rests on"
+    interval = f"{low} to {high} in {trust.level:g}{STAY}% of the cases that it rests on, every network with the same say"
     return Tile(
         "Expected loss",
         middle,
         notes=("of the float network's right answers", interval),
         figure=figures.interval(trust.low, trust.drop, trust.high, f"{middle}, {low} to {high}"),
     )
-
-
-def _no_loss(why: str) -> Tile:
-    return Tile("Expected loss", "no estimate", notes=(why,))

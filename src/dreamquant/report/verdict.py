@@ -10,9 +10,8 @@ from dreamquant.assess.dreams import DreamMeasures
 from dreamquant.assess.latency import Latency
 from dreamquant.assess.trust import Trust
 from dreamquant.network.answers import UNITS
-from dreamquant.network.graph import Network
-from dreamquant.network.outputs import CLASSES, DENSE, FEATURES, MULTILABEL, REGIONS, SEQUENCE, VALUES, class_output
-from dreamquant.network.scores import knows_classes
+from dreamquant.network.input_space import InputSpace
+from dreamquant.network.outputs import DENSE, FEATURES, MULTILABEL, REGIONS, SEQUENCE, VALUES
 from dreamquant.report.words import number, percent, sentence, tenths
 from dreamquant.run import Result
 
@@ -20,8 +19,6 @@ GOOD, OPEN, BAD = "good", "open", "bad"
 LITTLE, MUCH, RUIN = 1.0, 5.0, 20.0  # percent of the float network's right answers lost
 NOTHING = 0.05  # percent; less is not told from none
 NEAR, HALF = 90.0, 50.0  # percent of agreement
-DEVIATIONS = 1.96  # of the normal distribution: 95 percent
-SURE = 0.5  # nats that each image with another answer costs at least, if the float network was sure of its own
 UNSURE = 0.5  # a mean confidence below it
 
 
@@ -35,23 +32,28 @@ class Verdict:
 
 
 def verdict(assessment: Assessment) -> Verdict:
-    """What stands on top of a report: the estimate, unless the answers on dreams speak against it."""
+    """What stands on top of a report: the estimate and the answers on held-out images as one statement, or the answers alone."""
     trust, agreement = assessment.trust, assessment.agreement
-    tone, lost = _of_agreement(agreement) if trust is None else _of_trust(trust)
-    if trust is not None and agreement.top1 < NEAR and sure(agreement) and trust.drop < RUIN:
-        tone, lost = BAD, _despite(agreement, trust)
+    tone, lost = _of_agreement(agreement) if trust is None else _of_both(trust, agreement)
     gained = f"The file has {percent(assessment.size / assessment.float_size)} of the size and {speed(assessment.latency)}."
     return Verdict(tone, lost, gained)
 
 
-def sure(agreement: Agreement) -> bool:
-    """Whether the float network was sure of the answers that the quantized one does not give: such images diverge much."""
-    return agreement.kind != CLASSES or agreement.kl > SURE * (1 - agreement.top1 / 100)
+def _of_both(trust: Trust, agreement: Agreement) -> tuple[str, str]:
+    """The estimate, and what the answers on held-out images mean beside it, so that neither seems to deny the other."""
+    tone, lost = _of_trust(trust)
+    images = f"{agreement.samples} held-out images{_confident(agreement)}"
+    if agreement.differing == 0:
+        same = f"{lost}; the file gives the float network's answer on all {images}"
+        return tone, f"{same}, but these are like those that it was calibrated on." if trust.drop >= LITTLE else f"{same}."
+    differ = f"{lost}; the file gives another answer on {agreement.differing} of {images}"
+    if not agreement.sure:
+        return tone, f"{differ}, but the float network was not sure of its own there, so that they tell little."
+    return tone, f"{differ}, and the float network was sure of its own there, but so few are within what the estimate allows."
 
 
-def _despite(agreement: Agreement, trust: Trust) -> str:
-    what = "Do not use this file as it is" if agreement.top1 < HALF else "Measure before you use this file"
-    return f"{what}: {_another(agreement)}, though the estimated loss is {tenths(trust.drop)}."
+def _confident(agreement: Agreement) -> str:
+    return "" if agreement.confidence is None else f" (its mean confidence: {agreement.confidence:.2f})"
 
 
 def _of_trust(trust: Trust) -> tuple[str, str]:
@@ -60,22 +62,17 @@ def _of_trust(trust: Trust) -> tuple[str, str]:
         about = "next to none of the float network's right answers"
     possible = f"and {tenths(trust.high)} are possible"
     if trust.drop >= RUIN:
-        return BAD, f"Do not use this file as it is: {about} are expected to be lost."
-    if trust.warnings:
-        found = (
-            f"Measure before you use this file: {about} are expected to be lost, but the estimate is not made for such a case."
-        )
-        return BAD if trust.drop >= MUCH else OPEN, found
+        return BAD, f"Do not use this file as it is: {about} are expected to be lost"
     if trust.drop >= MUCH:
-        return BAD, f"Much is lost: {about} by the estimate, {possible}."
+        return BAD, f"Much is lost: {about} by the estimate, {possible}"
     if trust.high >= RUIN:
         found = f"Measure before you use this file: {about} are expected to be lost, but the estimate is so wide that"
-        return OPEN, f"{found} {tenths(trust.high)} are possible."
+        return OPEN, f"{found} {tenths(trust.high)} are possible"
     if trust.drop >= LITTLE:
-        return OPEN, f"Some accuracy is lost: {about} by the estimate, {possible}."
+        return OPEN, f"Some accuracy is lost: {about} by the estimate, {possible}"
     if trust.high >= LITTLE:
-        return OPEN, f"Little should be lost, though that is not certain: {about} by the estimate, {possible}."
-    return GOOD, f"Little is lost: {about} by the estimate; more than {tenths(trust.high)} would be a surprise."
+        return OPEN, f"Little should be lost, though that is not certain: {about} by the estimate, {possible}"
+    return GOOD, f"Little is lost: {about} by the estimate; more than {tenths(trust.high)} would be a surprise"
 
 
 def _of_agreement(agreement: Agreement) -> tuple[str, str]:
@@ -83,7 +80,7 @@ def _of_agreement(agreement: Agreement) -> tuple[str, str]:
         found = f"The file gives the float network's answer on all {agreement.samples} held-out images"
         return OPEN, f"{found}; what accuracy it has is not estimated."
     found = _another(agreement)
-    if agreement.top1 < NEAR and not sure(agreement):
+    if agreement.top1 < NEAR and not agreement.sure:
         return OPEN, f"{sentence(found)}, of which that one was not sure; what accuracy that costs is not estimated."
     if agreement.top1 < HALF:
         return BAD, f"Do not use this file as it is: {found}."
@@ -123,25 +120,6 @@ def times(latency: Latency) -> tuple[float, float, float]:
     return latency.ratio, latency.ratio_low, latency.ratio_high
 
 
-def possible(agreement: Agreement) -> tuple[float, float]:
-    """The shares (of 1) of images that agree which so few images leave possible: Wilson's interval, 95 percent."""
-    count, share, z = agreement.samples, agreement.top1 / 100, DEVIATIONS
-    middle = share + z * z / (2 * count)
-    width = z * ((share * (1 - share) + z * z / (4 * count)) / count) ** 0.5
-    return max(0.0, (middle - width) / (1 + z * z / count)), min(1.0, (middle + width) / (1 + z * z / count))
-
-
-def no_trust(network: Network) -> str:
-    """Why no loss of accuracy is told."""
-    if knows_classes(network):
-        return "This run was asked for no estimate."
-    place = class_output(network.outputs)
-    if place is not None:
-        told = sentence(str(network.outputs[place]))
-        return f"That an output is scores of classes is not known, so that no loss is estimated. {told}."
-    return "The network has no output of scores of classes, so that no answer can be right or wrong."
-
-
 def cautions(result: Result, measures: DreamMeasures | None) -> list[str]:
     """When not to trust a report: what its numbers do not say, and what about this run is out of the ordinary."""
     assessment, proof = result.assessment, result.artifact.verification
@@ -149,6 +127,7 @@ def cautions(result: Result, measures: DreamMeasures | None) -> list[str]:
         "Dreams are no data: they show what the network remembers, not what it will meet. Where there are labelled images,"
         " even a few hundred, measure the file on them.",
         _about_agreement(assessment.agreement),
+        *_about_input(result.network.space),
     ]
     found += [f"{sentence(str(output))}." for output in result.network.outputs if not output.certain]
     found += _about_dreams(measures)
@@ -168,15 +147,24 @@ def cautions(result: Result, measures: DreamMeasures | None) -> list[str]:
     return found
 
 
+def _about_input(space: InputSpace) -> list[str]:
+    if space.doubt:
+        return [f"What the network is fed was forced against what speaks for another: {space.doubt}."]
+    if space.checked:
+        return []
+    how = "stated" if space.known == "stated" else f"found in the {space.known}"
+    return [
+        f"What the network is fed ({space.numbers()}) is as it was {how}: it has no BatchNorm that could confirm it. If that is"
+        " wrong, so is every figure here."
+    ]
+
+
 def _about_agreement(agreement: Agreement) -> str:
-    counted = f"Agreement was counted on {agreement.samples} dreams"
-    if agreement.kind != CLASSES:
+    counted = f"Agreement was counted on {agreement.samples} held-out images"
+    if agreement.interval is None:
         return f"{counted}, and other images are another matter."
-    low, high = possible(agreement)
-    return (
-        f"{counted}. So few leave {percent(low)} to {percent(high)} possible for dreams of this kind, and other images are"
-        " another matter."
-    )
+    low, high = (percent(end / 100) for end in agreement.interval)
+    return f"{counted}. So few leave {low} to {high} possible for images of this kind, and other images are another matter."
 
 
 def _about_dreams(measures: DreamMeasures | None) -> list[str]:
