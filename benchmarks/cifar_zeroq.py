@@ -18,7 +18,7 @@ import torch
 import dreamquant
 from dreamquant.assess.evaluate import evaluate
 from dreamquant.assess.labelled import load_labelled
-from dreamquant.run import versions
+from dreamquant.flow import versions
 from dreamquant.runtime import onnx_runner
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -23,9 +23,9 @@ import dreamquant
 from dreamquant.assess.dreams import measure
 from dreamquant.assess.evaluate import evaluate
 from dreamquant.assess.labelled import LabelledImages, load_labelled
+from dreamquant.flow import versions
 from dreamquant.methods import find_method
 from dreamquant.network.graph import Network
-from dreamquant.run import versions
 from dreamquant.runtime import onnx_runner
 from dreamquant.samples import Samples
 from dreamquant.storage import load_samples, save_samples

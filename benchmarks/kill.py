@@ -55,8 +55,8 @@ def main() -> None:
 
 def work(model: str, mean: str, std: str, kind: str, output: str, folder: str) -> None:
     """One run, which tells its steps on standard output."""
+    from dreamquant.flow import run
     from dreamquant.network.load import parse_numbers
-    from dreamquant.run import run
 
     run(
         model,

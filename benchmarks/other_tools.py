@@ -32,7 +32,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from dreamquant.assess.evaluate import evaluate
 from dreamquant.assess.labelled import LabelledImages, load_labelled
-from dreamquant.run import versions
+from dreamquant.flow import versions
 from dreamquant.runtime import onnx_runner
 from dreamquant.storage import load_samples, save_samples
 

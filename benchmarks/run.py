@@ -32,12 +32,12 @@ from dreamquant.assess.assess import float_file
 from dreamquant.assess.evaluate import evaluate
 from dreamquant.assess.latency import compare_latency, processor_name
 from dreamquant.assess.probes import probe, probe_images
-from dreamquant.export.export import Artifact
+from dreamquant.exporters.export import Artifact
+from dreamquant.flow import versions
 from dreamquant.methods import find_method
 from dreamquant.quantization.plan import load_plan
 from dreamquant.quantization.student import Student
 from dreamquant.reconstruction import reconstruct
-from dreamquant.run import versions
 from dreamquant.runtime import onnx_runner
 from dreamquant.samples import Samples
 from dreamquant.storage import load_samples, save_samples

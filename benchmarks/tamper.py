@@ -30,9 +30,9 @@ if __name__ == "__main__":
 
 from benchmarks.models import network
 from dreamquant.errors import VerificationError
-from dreamquant.export.packing import packed
-from dreamquant.export.qdq import OnnxStudent, to_onnx
-from dreamquant.export.verify import verify
+from dreamquant.exporters.packing import packed
+from dreamquant.exporters.qdq import OnnxStudent, to_onnx
+from dreamquant.exporters.verify import verify
 from dreamquant.quantization.quantize import quantize
 from dreamquant.quantization.student import Student
 from dreamquant.synthesis import synthesize

@@ -22,11 +22,11 @@ from torch import Tensor
 import dreamquant
 from dreamquant.assess.evaluate import evaluate
 from dreamquant.assess.labelled import load_labelled
+from dreamquant.flow import versions
 from dreamquant.methods import find_method
 from dreamquant.network.attention import probe_attention
 from dreamquant.network.graph import Network
 from dreamquant.quantization.student import Student
-from dreamquant.run import versions
 from dreamquant.runtime import onnx_runner
 from dreamquant.synthesis.psaq import patch_entropy
 

@@ -188,7 +188,7 @@ def test_run_dir_goes_on(command: Command, digits: Path, tmp_path: Path, monkeyp
         asked.append(options["seed"])
         return real(*given, **options)
 
-    monkeypatch.setattr(sys.modules["dreamquant.run"], "synthesize", counted)
+    monkeypatch.setattr(sys.modules["dreamquant.flow"], "synthesize", counted)
     works(command, *arguments)
     assert asked == []
     assert output.read_bytes() == first

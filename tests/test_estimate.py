@@ -9,10 +9,10 @@ import pytest
 
 from dreamquant.assess.probes import stages
 from dreamquant.estimate import expected_seconds, seconds_of_an_image
+from dreamquant.flow import run
 from dreamquant.network.graph import Network
 from dreamquant.network.load import load
 from dreamquant.recipe import Recipe, load_recipe, resolve
-from dreamquant.run import run
 from dreamquant.synthesis import synthesize
 
 MODULE = "dreamquant.estimate.seconds_of_an_image"

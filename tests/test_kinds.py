@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dreamquant.errors import OptionError
+from dreamquant.flow import Result, run
 from dreamquant.recipe import load_recipe, resolve
 from dreamquant.report.again import command_again
 from dreamquant.report.facts import gather
-from dreamquant.run import Result, run
 
 SHAPE = (3, 16, 16)
 FEW = ["synthesis.count=8", "synthesis.held_out=4"]
@@ -81,7 +81,7 @@ def test_what_is_said_is_of_the_kind(quantized: Callable[..., Result], kind: str
     assert [output["kind"] for output in told["outputs"]] == [kind]
     classes = kind == "classes"
     assert ("no class" in told["recipe"]["because"]) is not classes
-    assert (told["recipe"]["synthesis"].get("class_weight") == 0) is not classes
+    assert classes or told["recipe"]["synthesis"].get("class_weight", 0) == 0
     facts = gather(result)
     page = " ".join([facts.verdict.lost, *facts.cautions, *(note for tile in facts.tiles for note in tile.notes)])
     assert ("right answers" in page) is False

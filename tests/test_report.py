@@ -24,6 +24,7 @@ from dreamquant.assess.agreement import Agreement, agreement
 from dreamquant.assess.probes import Probe
 from dreamquant.assess.trust import Trust
 from dreamquant.errors import ModelError
+from dreamquant.flow import Result, run
 from dreamquant.network.graph import Network, tensor_of
 from dreamquant.network.outputs import CLASSES, STATED, Output
 from dreamquant.quantization.codebook import Codebook
@@ -38,7 +39,6 @@ from dreamquant.report.layers import LayerRow, grid_at, weight_quantizer, worst_
 from dreamquant.report.tables import Table, allocation_table, layer_table
 from dreamquant.report.verdict import BAD, GOOD, OPEN, verdict
 from dreamquant.report.words import DASH, STAY, number, percent, seconds, tenths
-from dreamquant.run import Result, run
 from dreamquant.samples import Samples
 
 FEW = ["synthesis.count=16", "synthesis.held_out=8", "synthesis.steps=3"]

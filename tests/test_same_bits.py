@@ -17,10 +17,10 @@ from torch import fx, nn
 
 from dreamquant.errors import OptionError, OutputError
 from dreamquant.files import in_use
+from dreamquant.flow import run
 from dreamquant.methods import SEEDS, check_seed
 from dreamquant.network.fingerprint import fingerprint
 from dreamquant.network.graph import Network
-from dreamquant.run import run
 from dreamquant.samples import Samples, in_order
 from dreamquant.synthesis import synthesize
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import dreamquant
-from dreamquant.export.onnx_emit import emit_network
+from dreamquant.exporters.onnx_emit import emit_network
 from dreamquant.runtime import onnx_runner
 
 COUNT = 200  # test images: one is half a point

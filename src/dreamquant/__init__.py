@@ -18,13 +18,13 @@ from dreamquant import _threads  # noqa: F401  (first: it must run before torch 
 from dreamquant.assess.compare import Comparison, compare
 from dreamquant.assess.labelled import LabelledImages, load_labelled
 from dreamquant.errors import DreamQuantError
-from dreamquant.export.export import Artifact, export
+from dreamquant.exporters.export import Artifact, export
+from dreamquant.flow import Result, run
 from dreamquant.limits import memory_limit
 from dreamquant.network.graph import Network
 from dreamquant.network.load import load
 from dreamquant.quantization.quantize import quantize
 from dreamquant.quantization.student import Student
-from dreamquant.run import Result, run
 from dreamquant.storage import read_samples, write_samples
 from dreamquant.synthesis import Samples, synthesize
 

@@ -17,9 +17,9 @@ from dreamquant.assess.contents import Contents
 from dreamquant.assess.dreams import DreamMeasures
 from dreamquant.assess.evaluate import Evaluation
 from dreamquant.assess.inspection import Inspection
+from dreamquant.flow import Result
 from dreamquant.methods import FAMILIES, find_method, method_names
 from dreamquant.recipe import Recipe
-from dreamquant.run import Result
 
 
 def console(*, stderr: bool = False) -> Console:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dreamquant.assess.assess import assess, float_file
-from dreamquant.export.export import export
+from dreamquant.exporters.export import export
 from dreamquant.network.graph import Network
 from dreamquant.network.load import load
 from dreamquant.network.scores import divergence, top1_agreement

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dreamquant.errors import OptionError
-from dreamquant.export.export import export
+from dreamquant.exporters.export import export
 from dreamquant.network.graph import Network, tensor_of
 from dreamquant.quantization.channel_bits import channel_bits
 from dreamquant.quantization.grid import grid_of_range

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dreamquant.errors import OptionError
-from dreamquant.export.export import export
+from dreamquant.exporters.export import export
 from dreamquant.methods import find_method, method_names
 from dreamquant.network.graph import Network
 from dreamquant.quantization.grid import Grid

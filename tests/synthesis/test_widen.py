@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from dreamquant.flow import run
 from dreamquant.network.capture import capture
 from dreamquant.network.graph import Network
-from dreamquant.run import run
 from dreamquant.samples import Samples
 from dreamquant.synthesis import WIDENED, synthesize, widened
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dreamquant.errors import DataError, OptionError
-from dreamquant.export.export import export
+from dreamquant.exporters.export import export
 from dreamquant.methods import find_method, method_names
 from dreamquant.network.capture import capture
 from dreamquant.network.graph import Network, tensor_of

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamquant.errors import OptionError
-from dreamquant.export.export import export
+from dreamquant.exporters.export import export
 from dreamquant.network.capture import capture
 from dreamquant.network.graph import Network, aten, tensor_of
 from dreamquant.network.load import load

@@ -11,8 +11,8 @@ from dreamquant.assess.agreement import Agreement, LayerError, agreement, layer_
 from dreamquant.assess.latency import Latency, compare_latency
 from dreamquant.assess.probes import Probe, probe
 from dreamquant.assess.trust import Trust, against, beyond, trust, unlike
-from dreamquant.export.export import Artifact
-from dreamquant.export.onnx_emit import emit_network
+from dreamquant.exporters.export import Artifact
+from dreamquant.exporters.onnx_emit import emit_network
 from dreamquant.network.graph import Network
 from dreamquant.network.scores import file_answers, float_answers
 from dreamquant.quantization.student import Student

@@ -30,10 +30,10 @@ from dreamquant.cli.arguments import (
     method_options,
     recipe_settings,
 )
+from dreamquant.flow import run, telling
 from dreamquant.methods import find_method
 from dreamquant.network.load import load
 from dreamquant.report import check_report, write_report
-from dreamquant.run import run, telling
 from dreamquant.storage import FORMATS, check_pixels, check_samples_path, write_samples
 from dreamquant.terminal import announce, console, print_json, print_result, progress_bars
 

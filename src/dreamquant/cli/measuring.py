@@ -34,9 +34,9 @@ from dreamquant.cli.arguments import (
     input_options,
     load_images,
 )
+from dreamquant.flow import telling
 from dreamquant.network.load import load
 from dreamquant.quantization.plan import load_plan
-from dreamquant.run import telling
 from dreamquant.storage import read_samples
 from dreamquant.terminal import print_comparison, print_dreams, print_evaluation, print_json, progress_bars
 

@@ -24,11 +24,11 @@ from dreamquant.cli.arguments import (
     Trust,
     input_options,
 )
+from dreamquant.flow import ranked
 from dreamquant.methods import FAMILIES, method_names
 from dreamquant.network.load import load
 from dreamquant.quantization.plan import load_plan, parse_bits
 from dreamquant.recipe import load_recipe, recipe_names
-from dreamquant.run import ranked
 from dreamquant.terminal import print_inspection, print_json, print_methods, print_recipes, progress_bars
 
 

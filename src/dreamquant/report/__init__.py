@@ -12,8 +12,8 @@ from markupsafe import Markup
 
 from dreamquant.errors import OptionError, OutputError
 from dreamquant.files import atomic_write, check_output
+from dreamquant.flow import Progress, Result
 from dreamquant.report.facts import Facts, file_name, gather
-from dreamquant.run import Progress, Result
 
 TEMPLATE, STYLE, SCRIPT = "report.html.j2", "report.css", "report.js"
 

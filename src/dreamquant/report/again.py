@@ -7,11 +7,11 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dreamquant.flow import Result
 from dreamquant.network.graph import Network
 from dreamquant.network.input_space import NO_PIXELS, format_numbers
 from dreamquant.network.outputs import STATED
 from dreamquant.recipe import Recipe
-from dreamquant.run import Result
 
 SAVED = "recipe.toml"
 AS_WRITTEN = "paper"  # the budget that adds nothing to what a recipe says

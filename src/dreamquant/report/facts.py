@@ -13,6 +13,7 @@ from dreamquant.allocation import LayerDamage, sensitivities
 from dreamquant.assess.dreams import DreamMeasures, NormMeasures, measure
 from dreamquant.assess.trust import Trust
 from dreamquant.errors import ModelError
+from dreamquant.flow import Progress, Result, telling, versions
 from dreamquant.report import figures
 from dreamquant.report.again import SAVED, command_again, on_lines, recipe_toml
 from dreamquant.report.distributions import Close, Panel, close_ups
@@ -22,7 +23,6 @@ from dreamquant.report.tables import Table, allocation_table, layer_table, norm_
 from dreamquant.report.tiles import Tile, tiles
 from dreamquant.report.verdict import Verdict, cautions, verdict
 from dreamquant.report.words import seconds
-from dreamquant.run import Progress, Result, telling, versions
 
 WEIGHED = 32  # samples that layers are weighed and looked at on
 WORST = 4  # layers up close

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from dreamquant.allocation import LayerDamage
+from dreamquant.flow import Result
 from dreamquant.network.operators import PRODUCTS, WEIGHTED, data_inputs, is_call
 from dreamquant.network.pairs import groups_of
 from dreamquant.quantization.codebook import Codebook
@@ -17,7 +18,6 @@ from dreamquant.quantization.sites import is_passthrough
 from dreamquant.quantization.student import Student
 from dreamquant.quantization.walk import quantizer_of
 from dreamquant.quantization.weights import is_depthwise
-from dreamquant.run import Result
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from markupsafe import Markup
 
 from dreamquant.assess.agreement import Agreement
 from dreamquant.assess.trust import Trust
+from dreamquant.flow import Result
 from dreamquant.report import figures
 from dreamquant.report.verdict import times
 from dreamquant.report.words import STAY, counted, megabytes, number, percent, tenths
-from dreamquant.run import Result
 
 NO_FIGURE = Markup()
 

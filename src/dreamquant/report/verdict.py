@@ -9,11 +9,11 @@ from dreamquant.assess.assess import Assessment
 from dreamquant.assess.dreams import DreamMeasures
 from dreamquant.assess.latency import Latency
 from dreamquant.assess.trust import Trust
+from dreamquant.flow import Result
 from dreamquant.network.answers import UNITS
 from dreamquant.network.input_space import InputSpace
 from dreamquant.network.outputs import DENSE, FEATURES, MULTILABEL, REGIONS, SEQUENCE, VALUES
 from dreamquant.report.words import number, percent, sentence, tenths
-from dreamquant.run import Result
 
 GOOD, OPEN, BAD = "good", "open", "bad"
 LITTLE, MUCH, RUIN = 1.0, 5.0, 20.0  # percent of the float network's right answers lost

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dreamquant.export.onnx_emit.builder import Builder, Operand, Value, emits, ints_of, refuse
+from dreamquant.exporters.onnx_emit.builder import Builder, Operand, Value, emits, ints_of, refuse
 from dreamquant.network.graph import aten
 
 

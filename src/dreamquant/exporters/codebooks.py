@@ -16,8 +16,8 @@ import numpy as np
 from onnx import TensorProto
 from torch import Tensor
 
-from dreamquant.export.packing import array, packed
-from dreamquant.export.surgery import Surgery
+from dreamquant.exporters.packing import array, packed
+from dreamquant.exporters.surgery import Surgery
 from dreamquant.quantization.codebook import Codebook
 from dreamquant.quantization.student import Student
 

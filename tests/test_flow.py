@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from dreamquant.errors import DreamQuantError, OptionError, OutputError, VerificationError
+from dreamquant.flow import Result, run
 from dreamquant.network.fingerprint import fingerprint
 from dreamquant.network.graph import Network
 from dreamquant.network.load import load
 from dreamquant.recipe import load_recipe, resolve
-from dreamquant.run import Result, run
 
-MODULE = sys.modules["dreamquant.run"]  # the package's `run` is the function
+MODULE = sys.modules["dreamquant.flow"]
 FEW = ["synthesis.count=6", "synthesis.held_out=4"]
 
 
@@ -154,7 +154,7 @@ def test_a_file_that_is_not_true_is_never_put_in_place(folded: Path, tmp_path: P
     def fail(*_: object) -> None:
         raise VerificationError("it is not true")
 
-    monkeypatch.setattr(sys.modules["dreamquant.export.export"], "verify", fail)
+    monkeypatch.setattr(sys.modules["dreamquant.exporters.export"], "verify", fail)
     output = tmp_path / "out.onnx"
     output.write_bytes(b"precious")
     with pytest.raises(VerificationError):

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from dreamquant.errors import ModelError, OptionError, UnsupportedOperator
-from dreamquant.export.onnx_emit import emit
-from dreamquant.export.onnx_emit.naming import live_nodes
+from dreamquant.exporters.onnx_emit import emit
+from dreamquant.exporters.onnx_emit.naming import live_nodes
 from dreamquant.network.capture import flatten
 from dreamquant.network.graph import aten, input_node, output_nodes, record_shapes, tensor_of
 from dreamquant.network.operators import data_nodes

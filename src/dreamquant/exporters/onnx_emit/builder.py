@@ -18,7 +18,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, fx
 
-from dreamquant.export.onnx_emit.facts import Fact
+from dreamquant.exporters.onnx_emit.facts import Fact
 from dreamquant.network.graph import aten
 
 DTYPES: dict[torch.dtype, int] = {

@@ -16,8 +16,8 @@ from onnx import TensorProto, numpy_helper
 from torch import Tensor, nn
 
 from dreamquant.errors import UnsupportedOperator
-from dreamquant.export.export import export
-from dreamquant.export.qdq import to_onnx
+from dreamquant.exporters.export import export
+from dreamquant.exporters.qdq import to_onnx
 from dreamquant.network.capture import capture
 from dreamquant.network.graph import Network, tensor_of
 from dreamquant.network.onnx_import import load_onnx

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from dreamquant.export.onnx_emit.builder import Builder, Emitter, Value, emits
+from dreamquant.exporters.onnx_emit.builder import Builder, Emitter, Value, emits
 from dreamquant.network.graph import aten
 
 PLAIN = {

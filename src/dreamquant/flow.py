@@ -26,7 +26,7 @@ from dreamquant.assess.probes import stages as probe_stages
 from dreamquant.assess.trust import unlike
 from dreamquant.errors import OptionError
 from dreamquant.estimate import expected_seconds
-from dreamquant.export.export import Artifact, check_format, export
+from dreamquant.exporters.export import Artifact, check_format, export
 from dreamquant.files import atomic_write, check_output, in_use
 from dreamquant.methods import SEEDS, check_seed
 from dreamquant.network.fingerprint import fingerprint

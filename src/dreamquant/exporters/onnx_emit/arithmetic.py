@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from dreamquant.export.onnx_emit.builder import Builder, Emitter, Value, emits, refuse
+from dreamquant.exporters.onnx_emit.builder import Builder, Emitter, Value, emits, refuse
 from dreamquant.network.graph import aten
 
 UNARY = {

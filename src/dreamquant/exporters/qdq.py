@@ -20,10 +20,10 @@ from onnx import numpy_helper
 from torch import Tensor, fx
 
 from dreamquant.errors import UnsupportedOperator
-from dreamquant.export.codebooks import comes_of, float_results, looked_up
-from dreamquant.export.onnx_emit import emit_network
-from dreamquant.export.packing import array, packed
-from dreamquant.export.surgery import Surgery
+from dreamquant.exporters.codebooks import comes_of, float_results, looked_up
+from dreamquant.exporters.onnx_emit import emit_network
+from dreamquant.exporters.packing import array, packed
+from dreamquant.exporters.surgery import Surgery
 from dreamquant.network.graph import tensor_of
 from dreamquant.quantization.codebook import Codebook
 from dreamquant.quantization.grid import Grid, integer_limits

@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from dreamquant.errors import ModelError, UnsupportedOperator
-from dreamquant.export.surgery import Surgery
+from dreamquant.exporters.surgery import Surgery
 
 
 def floats(*values: float) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:

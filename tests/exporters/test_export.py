@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from dreamquant.errors import DreamQuantError, OptionError, OutputError, VerificationError
-from dreamquant.export.export import check_format, export
-from dreamquant.export.verify import Verification
+from dreamquant.exporters.export import check_format, export
+from dreamquant.exporters.verify import Verification
 from dreamquant.network.graph import Network
 from dreamquant.network.load import load
 from dreamquant.quantization.quantize import quantize
@@ -19,7 +19,7 @@ from dreamquant.quantization.student import Student
 from dreamquant.runtime import onnx_runner
 from dreamquant.samples import Samples
 
-MODULE = sys.modules["dreamquant.export.export"]  # the package's `export` is the function
+MODULE = sys.modules["dreamquant.exporters.export"]  # the package's `export` is the function
 
 
 @pytest.fixture(scope="module")

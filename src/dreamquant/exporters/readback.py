@@ -17,8 +17,8 @@ from onnx import helper, numpy_helper
 from torch import fx
 
 from dreamquant.errors import VerificationError
-from dreamquant.export.packing import array
-from dreamquant.export.qdq import Stored
+from dreamquant.exporters.packing import array
+from dreamquant.exporters.qdq import Stored
 from dreamquant.network.graph import tensor_of
 from dreamquant.quantization.grid import Grid
 from dreamquant.quantization.student import Student

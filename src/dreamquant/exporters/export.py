@@ -10,8 +10,8 @@ from pathlib import Path
 from onnx import helper
 
 from dreamquant.errors import OptionError, OutputError
-from dreamquant.export.qdq import to_onnx
-from dreamquant.export.verify import Verification, verify
+from dreamquant.exporters.qdq import to_onnx
+from dreamquant.exporters.verify import Verification, verify
 from dreamquant.files import atomic_path
 from dreamquant.plain import plain_torch
 from dreamquant.quantization.student import Student

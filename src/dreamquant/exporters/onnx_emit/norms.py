@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from dreamquant.export.onnx_emit.builder import Builder, Value, emits, refuse
-from dreamquant.export.onnx_emit.reductions import reduced
+from dreamquant.exporters.onnx_emit.builder import Builder, Value, emits, refuse
+from dreamquant.exporters.onnx_emit.reductions import reduced
 from dreamquant.network.graph import aten
 
 

@@ -16,7 +16,7 @@ from onnx import helper
 from torch import fx
 
 from dreamquant.errors import OptionError, UnsupportedOperator
-from dreamquant.export.onnx_emit import (  # noqa: F401 - each fills the table
+from dreamquant.exporters.onnx_emit import (  # noqa: F401 - each fills the table
     activations,
     arithmetic,
     layers,
@@ -26,11 +26,11 @@ from dreamquant.export.onnx_emit import (  # noqa: F401 - each fills the table
     shapes,
     slicing,
 )
-from dreamquant.export.onnx_emit.builder import DTYPES, Builder, Refused
-from dreamquant.export.onnx_emit.facts import Fact, probe
-from dreamquant.export.onnx_emit.front import take_as_fed
-from dreamquant.export.onnx_emit.naming import live_nodes, value_names
-from dreamquant.export.onnx_emit.writer import stand_in, write
+from dreamquant.exporters.onnx_emit.builder import DTYPES, Builder, Refused
+from dreamquant.exporters.onnx_emit.facts import Fact, probe
+from dreamquant.exporters.onnx_emit.front import take_as_fed
+from dreamquant.exporters.onnx_emit.naming import live_nodes, value_names
+from dreamquant.exporters.onnx_emit.writer import stand_in, write
 from dreamquant.network.graph import Network, input_node, is_input, output_nodes
 
 OPSETS = range(13, 23)

@@ -11,8 +11,8 @@ import torch
 from benchmarks.tamper import PLACES, TAMPERS, spoilt, verdict
 from torch import Tensor, nn
 
-from dreamquant.export.qdq import OnnxStudent, to_onnx
-from dreamquant.export.verify import verify
+from dreamquant.exporters.qdq import OnnxStudent, to_onnx
+from dreamquant.exporters.verify import verify
 from dreamquant.network.capture import capture
 from dreamquant.network.load import load
 from dreamquant.quantization.quantize import quantize

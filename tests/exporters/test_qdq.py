@@ -17,8 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dreamquant.export.export import export
-from dreamquant.export.qdq import to_onnx
+from dreamquant.exporters.export import export
+from dreamquant.exporters.qdq import to_onnx
 from dreamquant.network.capture import capture
 from dreamquant.network.graph import Network
 from dreamquant.network.load import load

@@ -19,9 +19,9 @@ from onnx import TensorProto, helper
 from torch import Tensor, fx
 
 from dreamquant.errors import VerificationError
-from dreamquant.export.following import Allowance, Comparison, biases_rounded, distance, furthest, tensors_of
-from dreamquant.export.qdq import Stored
-from dreamquant.export.readback import read_back
+from dreamquant.exporters.following import Allowance, Comparison, biases_rounded, distance, furthest, tensors_of
+from dreamquant.exporters.qdq import Stored
+from dreamquant.exporters.readback import read_back
 from dreamquant.network.graph import whole_batches
 from dreamquant.quantization.grid import Grid
 from dreamquant.quantization.student import Student

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from dreamquant.export.onnx_emit.builder import EMITTERS, Builder, Refused, Symbol, Value, refuse
+from dreamquant.exporters.onnx_emit.builder import EMITTERS, Builder, Refused, Symbol, Value, refuse
 from dreamquant.network.graph import aten, is_input, tensor_of
 
 Names = dict[fx.Node, str]

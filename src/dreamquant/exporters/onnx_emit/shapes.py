@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dreamquant.export.onnx_emit.builder import Builder, Operand, Symbol, Value, emits, refuse
+from dreamquant.exporters.onnx_emit.builder import Builder, Operand, Symbol, Value, emits, refuse
 from dreamquant.network.graph import aten
 
 Size = int | Symbol

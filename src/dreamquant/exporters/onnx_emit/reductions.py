@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from dreamquant.export.onnx_emit.builder import Builder, Operand, Value, emits, refuse
+from dreamquant.exporters.onnx_emit.builder import Builder, Operand, Value, emits, refuse
 from dreamquant.network.graph import aten
 
 Dims = Sequence[int] | int | None

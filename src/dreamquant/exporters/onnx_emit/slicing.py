@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from dreamquant.export.onnx_emit.builder import Builder, Operand, Symbol, Value, emits, refuse
+from dreamquant.exporters.onnx_emit.builder import Builder, Operand, Symbol, Value, emits, refuse
 from dreamquant.network.graph import aten
 
 END = 2**63 - 1

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import fx
 
-from dreamquant.export.onnx_emit.builder import Builder
+from dreamquant.exporters.onnx_emit.builder import Builder
 from dreamquant.network.graph import input_node, is_input, output_nodes
 
 

@@ -13,9 +13,9 @@ import torch
 from onnx import numpy_helper
 
 from dreamquant.errors import ModelError, VerificationError
-from dreamquant.export.following import furthest
-from dreamquant.export.qdq import Stored, to_onnx
-from dreamquant.export.verify import _kept, verify
+from dreamquant.exporters.following import furthest
+from dreamquant.exporters.qdq import Stored, to_onnx
+from dreamquant.exporters.verify import _kept, verify
 from dreamquant.network.graph import Network, output_nodes
 from dreamquant.network.load import load
 from dreamquant.quantization.plan import load_plan
