@@ -54,7 +54,7 @@ def test_for_photographs_eight_bits_take_seconds(has_batchnorm: bool) -> None:
     recipe = load_recipe("auto")
     found = resolve(recipe, has_batchnorm, photographs=True, bits="W8A8")
     assert found.synthesis.method == "fractal"
-    assert found.quantization.resolved().activation_ranges == "mse"
+    assert found.quantization.resolved().activation_ranges == "kl"
     assert "photographs" in found.because
     mine = resolve(recipe, has_batchnorm, photographs=True, settings=["quantization.activation_ranges=mse"])
     assert mine.quantization.resolved().activation_ranges == "mse"

@@ -29,6 +29,7 @@ from dreamquant.estimate import expected_seconds
 from dreamquant.exporters.export import Artifact, check_format, export
 from dreamquant.files import atomic_write, check_output, in_use
 from dreamquant.methods import SEEDS, check_seed
+from dreamquant.network.attention import has_layernorm
 from dreamquant.network.fingerprint import fingerprint
 from dreamquant.network.graph import Network
 from dreamquant.network.load import load
@@ -249,11 +250,11 @@ def ranked(
     return sorted(damages, key=lambda layer: -layer.both)
 
 
-def _kind(network: Network) -> tuple[bool, bool, bool, bool]:
-    """What of a network decides on a recipe's variants: whether it has BatchNorms, sees photographs, sees large images, and
-    scores classes."""
+def _kind(network: Network) -> tuple[bool, bool, bool, bool, bool]:
+    """What of a network decides on a recipe's variants: whether it has BatchNorms, sees photographs, sees large images, scores
+    classes, and has LayerNorms or attention."""
     large = math.prod(network.input_shape[1:]) >= LARGE
-    return bool(batch_norms(network)), network.sees_photographs, large, scores_classes(network)
+    return bool(batch_norms(network)), network.sees_photographs, large, scores_classes(network), has_layernorm(network)
 
 
 def telling(progress: Progress | None, stage: str) -> Callable[..., None] | None:

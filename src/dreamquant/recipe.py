@@ -91,19 +91,21 @@ class Variant(BaseModel):
     photographs: bool | None = None  # whether the network takes three channels of a known normalisation
     large: bool | None = None  # whether its images have 96 x 96 pixels or more
     classes: bool | None = None  # whether an output is scores of classes, which a dreamer can aim at
+    layernorm: bool | None = None  # whether it attends, or normalises each image's values by themselves
     bits_at_most: int | None = None  # of weights or of activations, whichever are fewer
     synthesis: Synthesis | None = None
     allocation: Allocation | None = None
     quantization: dict[str, Any] = Field(default_factory=dict)
     reconstruction: Reconstruction | None = None
 
-    def fits(self, bits: int, has_batchnorm: bool, photographs: bool, large: bool, classes: bool) -> bool:
+    def fits(self, bits: int, has_batchnorm: bool, photographs: bool, large: bool, classes: bool, layernorm: bool) -> bool:
         """Whether this variant is for such a network and so many bits."""
         asked = (
             (self.batchnorm, has_batchnorm),
             (self.photographs, photographs),
             (self.large, large),
             (self.classes, classes),
+            (self.layernorm, layernorm),
         )
         return all(wanted in (None, is_so) for wanted, is_so in asked) and (
             self.bits_at_most is None or bits <= self.bits_at_most
@@ -152,6 +154,7 @@ def resolve(
     photographs: bool = False,
     large: bool = False,
     classes: bool = True,
+    layernorm: bool = False,
     *,
     budget: str = "standard",
     bits: str | None = None,
@@ -160,7 +163,8 @@ def resolve(
 ) -> Recipe:
     """The recipe as it will be run: the variant that fits, the budget's and the user's settings applied, every option known.
 
-    `has_batchnorm`, `photographs` (`Network.sees_photographs`), `large` and `classes` say what network it is for; `settings` are
+    `has_batchnorm`, `photographs` (`Network.sees_photographs`), `large`, `classes` and `layernorm` say what network it is for, as
+    the fields of `Variant` do; `settings` are
     `stage.option=value`, with the stages `synthesis`, `allocation`, `quantization`, `reconstruction` and
     `training`. Raises `OptionError` for whatever is not known or impossible, before any work is done.
     """
@@ -173,7 +177,8 @@ def resolve(
     _apply([setting for setting in settings if setting.startswith(named)], {"quantization": quantization})
     width = parse_bits(str(quantization["bits"]))
     fewest = min(width.weights, width.activations)
-    variant = next((one for one in recipe.variants if one.fits(fewest, has_batchnorm, photographs, large, classes)), None)
+    facts = has_batchnorm, photographs, large, classes, layernorm
+    variant = next((one for one in recipe.variants if one.fits(fewest, *facts)), None)
     if variant and quantization["plan"] == recipe.quantization.plan:
         quantization.update(variant.quantization)
     stages = {
