@@ -60,7 +60,7 @@ def test_the_same_student_gives_the_same_bytes(student: Student, calibration: Sa
 def test_normalisation_goes_into_the_file_and_comes_back(
     residual_module: torch.nn.Module, calibration: Samples, tmp_path: Path
 ) -> None:
-    network = load(residual_module, input_shape=(3, 11, 9), mean=(0.1, 0.2, 1 / 3), std=(1.0, 0.7, 0.25))
+    network = load(residual_module, input_shape=(3, 11, 9), mean=(0.1, 0.2, 1 / 3), std=(1.0, 0.7, 0.25), force=True)
     path = tmp_path / "model.onnx"
     export(quantize(network, calibration), path, calibration)
     properties = {entry.key: entry.value for entry in onnx.load(path).metadata_props}

@@ -225,7 +225,7 @@ def test_the_opset_is_no_newer_than_it_must_be(network: Network, calibration: Sa
 
 def test_names_and_metadata_of_an_incoming_file_survive(residual_onnx: Path, calibration: Samples, tmp_path: Path) -> None:
     proto = onnx.load(residual_onnx)
-    helper.set_model_props(proto, {"licence": "none", "dreamquant.mean": "0.1,0.2,0.3", "dreamquant.std": "1,1,1"})
+    helper.set_model_props(proto, {"licence": "none", "dreamquant.mean": "0.5,0.5,0.4", "dreamquant.std": "0.2,0.2,0.2"})
     proto.producer_name, proto.doc_string = "someone", "a network"
     proto.graph.name = "the graph"
     path = tmp_path / "given.onnx"

@@ -30,7 +30,7 @@ def shaken(student: Student, amount: float = 0.3) -> Trainee:
 def test_untrained_it_computes_what_the_student_does(residual: Network, calibration: Samples, plan: str) -> None:
     student = quantize(residual, calibration, bits="W4A4", plan=plan)
     trainee = Trainee(student)
-    torch.testing.assert_close(trainee.scores(calibration.images), student(calibration.images), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(trainee.answers(calibration.images)[0], student(calibration.images), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(trainee.student()(calibration.images), student(calibration.images))
 
 
@@ -39,7 +39,7 @@ def test_what_is_learnt_is_weights_biases_and_batchnorms(residual: Network, cali
     names = {str(node.target) for node in learnt_nodes(student.network.graph)}
     assert names == {name for name, _ in student.network.graph.named_buffers() if name.endswith(("weight", "bias"))}
     trainee = Trainee(student)
-    trainee(calibration.images).sum().backward()
+    trainee(calibration.images)[0].sum().backward()
     assert len(list(trainee.parameters())) == len(names)
     assert all(parameter.grad is not None for parameter in trainee.parameters())
 
@@ -51,7 +51,7 @@ def test_at_eight_bits_gradients_are_the_float_networks(residual: Network, calib
         setattr(plain.graph, name, torch.nn.Identity())
     labels = torch.arange(len(calibration)) % 5
     for one in (trainee, plain):
-        F.cross_entropy(one(calibration.images), labels).backward()
+        F.cross_entropy(one(calibration.images)[0], labels).backward()
     for (name, one), other in zip(trainee.named_parameters(), plain.parameters(), strict=True):
         assert F.cosine_similarity(one.grad.flatten(), other.grad.flatten(), dim=0) > 0.95, name
 
@@ -157,7 +157,7 @@ def test_a_state_taken_up_gives_the_same_student(residual: Network, calibration:
     student = quantize(residual, calibration, bits="W3A3", plan="zeroq")
     trainee, other = shaken(student), Trainee(student)
     trainee.observe(True)
-    trainee.scores(calibration.images)
+    trainee.answers(calibration.images)
     other.restore(trainee.state())
     assert torch.equal(trainee.student()(calibration.images), other.student()(calibration.images))
     assert not torch.equal(student(calibration.images), other.student()(calibration.images))

@@ -41,9 +41,11 @@ def allocate(
 ) -> Allocation:
     """The plan with bits and granularity chosen layer by layer, by a method's name; `options` are the method's own.
 
-    Raises `OptionError` for names, bits and options that are not known, and for what a method cannot reach.
+    Raises `OptionError` for names, bits and options that are not known, and for what a method cannot reach, `DataError` for
+    samples that do not fit the network.
     """
     found = find_method("allocation", method)
+    samples.check(network.input_shape)
     chosen = load_plan(plan) if isinstance(plan, str) else plan
     allocation: Allocation = found.function(
         network, samples, chosen, bits=parse_bits(bits), callback=callback, **found.check_options(options)

@@ -20,6 +20,7 @@ from dreamquant.synthesis._loop import (
     arranged,
     class_count,
     decay,
+    gaussian,
     optimize,
     precision,
     spread_labels,
@@ -61,6 +62,7 @@ class ConditionalGenerator:
             raise OptionError(f"batch is {batch}; the generator's BatchNorms need at least two images")
         self.targets, self.graph = batch_norms(network), probe(network)
         self.classes = class_count(network)
+        gaussian(network, network.batch or 1, generator)  # not used: with it, a seed's images stay those of recorded rows
         self.module = initialised(
             ClassGenerator(
                 network.input_shape, self.classes, latent, width, by_embedding=conditioning == "embedding", attention=attention

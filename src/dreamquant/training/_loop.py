@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dreamquant.errors import OptionError
+from dreamquant.errors import ModelError, OptionError
 from dreamquant.network.answers import class_logits, spreads, top1_agreement
 from dreamquant.network.answers import loss as answer_loss
 from dreamquant.network.fingerprint import fingerprint
@@ -248,7 +248,10 @@ def _epoch(run: _Run, callback: Callback | None, total: int) -> str:
     trainee.observe(run.epoch < schedule.range_epochs)
     for iteration in range(schedule.iterations):
         batch = source()
-        value = _step(run, batch)
+        try:
+            value = _step(run, batch)
+        except ModelError as error:  # weights so large that no grid holds them
+            return str(error)
         for name, number in (("the loss", value), ("the generator's loss", batch.loss)):
             if not math.isfinite(number):
                 return f"{name} became {number}"
