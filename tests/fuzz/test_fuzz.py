@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SHORT = "--count 150 --seed 17 --seconds 60"
+SHORT = "--count 120 --seed 17 --seconds 45"
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="how much memory a case takes is read from /proc")
