@@ -44,8 +44,8 @@ def decide(network: Network, statement: Statement, properties: Mapping[str, str]
     memory = remembered(network)
     if found is None:
         found = _measured(memory, channels) if memory is not None else InputSpace()
-    elif found.mean:
-        against = _contradiction(network, found, memory)
+    else:
+        against = _contradiction(network, found, memory) if found.mean else ""
         if against and not force:
             raise ModelError(f"{source}: {against}; state another input space, or add --force to go on with this one")
         found = replace(found, doubt=against or found.doubt, bounded=not against)
