@@ -69,7 +69,8 @@ def print_result(result: Result, report: Path | None = None) -> None:
     screen = console()
     table = Table(Column(), Column(overflow="fold"), box=None, show_header=False)
     table.add_row("file", f"{result.artifact.path}  ({chosen.quantization.bits}, plan {chosen.quantization.plan})")
-    table.add_row("input", result.network.space.sentence())
+    space = result.network.space
+    table.add_row("input", space.sentence())
     table.add_row(
         "proof",
         f"in ONNX Runtime, {proof.top1_agreement:.2f} % of {proof.samples} samples keep the student's top-1;"
@@ -90,6 +91,8 @@ def print_result(result: Result, report: Path | None = None) -> None:
         )
     for place, why in enumerate(assessment.trust_unknown):
         table.add_row("estimate" if place == 0 else "", f"none: {why}" if place == 0 else why)
+    if not space.checked:
+        table.add_row("", f"all this holds only if the network is fed {space.numbers()}, which nothing in it confirms")
     worst = sorted(assessment.layers, key=lambda layer: layer.sqnr)[:3]
     table.add_row("weakest layers", ", ".join(f"{layer.layer} {layer.sqnr:.1f} dB" for layer in worst))
     if result.allocation.layers:

@@ -159,6 +159,7 @@ class InputSpace:
         order = {"": "", "gray": "gray ", "other": "", "rgb": "RGB ", "bgr": "BGR "}[self.channels]
         form = "".join(f", {what}" for what, usual in ((self.layout, "NCHW"), (self.dtype, "float32")) if what != usual)
         why = f" ({self.known}: {self.because})" if self.because else f" ({self.known})"
+        why += "" if self.checked or not self.is_known else "; no BatchNorm confirms it"
         return f"fed {order}{self.numbers()}{form}{why}" + (f"; {self.doubt}" if self.doubt else "")
 
     def properties(self) -> dict[str, str]:

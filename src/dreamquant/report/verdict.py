@@ -31,10 +31,15 @@ class Verdict:
     gained: str
 
 
-def verdict(assessment: Assessment) -> Verdict:
-    """What stands on top of a report: the estimate and the answers on held-out images as one statement, or the answers alone."""
+def verdict(assessment: Assessment, space: InputSpace | None = None) -> Verdict:
+    """What stands on top of a report: the estimate and the answers on held-out images as one statement, or the answers alone.
+
+    Where no BatchNorm had its say on the input `space`, that all of it rests on this space is said too.
+    """
     trust, agreement = assessment.trust, assessment.agreement
     tone, lost = _of_agreement(agreement) if trust is None else _of_both(trust, agreement)
+    if space is not None and not space.checked:
+        lost += f" All this holds only if the network is fed {space.numbers()}, which nothing in it confirms."
     gained = f"The file has {percent(assessment.size / assessment.float_size)} of the size and {speed(assessment.latency)}."
     return Verdict(tone, lost, gained)
 
