@@ -20,6 +20,8 @@ FAILED, INTERRUPTED = 2, 130
 _BROKEN_PIPE = 1  # what typer and rich end with, and with nothing else, where nobody reads the standard output
 LONGEST = 2000  # characters of a message: names and values of a file may be of any length
 
+LIBRARIES = ("PIL", "asyncio", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "sympy", "torch")
+
 app = typer.Typer(
     help="Quantize a trained neural network when its training data may not be touched.",
     no_args_is_help=True,
@@ -34,7 +36,7 @@ app.command()(methods)
 
 def main() -> None:
     """Run the command line; errors that a user can cause are one line and exit status 2."""
-    logging.disable()  # what libraries note of a file that they then refuse
+    _silence_libraries()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # names of files need not be text
@@ -56,6 +58,13 @@ def main() -> None:
         if error.errno not in (errno.ENOSPC, errno.EIO):
             raise
         _hang_up(f"the result cannot be written to the standard output: {error.strerror}")
+
+
+def _silence_libraries() -> None:
+    """What libraries note of a file that they then refuse is told in our own words; our own warnings are still heard."""
+    known = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] in LIBRARIES]
+    for name in {*LIBRARIES, *known}:
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
 def _run() -> int:
