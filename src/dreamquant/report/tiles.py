@@ -54,7 +54,7 @@ def tiles(result: Result) -> tuple[Tile, ...]:
             "Proof of the file",
             percent(proof.top1_agreement / 100),
             notes=(
-                f"of {proof.samples} dreams have the same top class in ONNX Runtime as in the quantized network it came from",
+                f"of {proof.samples} images have the same top class in ONNX Runtime as in the quantized network it came from",
                 f"scores differ by {number(proof.mean_difference, 2)} on average, {number(proof.largest_difference, 2)} at most",
                 str(proof.steps),
             ),
