@@ -7,13 +7,13 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, Unpack
 
 import onnx
 import onnxruntime
@@ -32,7 +32,7 @@ from dreamquant.methods import SEEDS, check_seed
 from dreamquant.network.attention import has_layernorm
 from dreamquant.network.fingerprint import fingerprint
 from dreamquant.network.graph import Network
-from dreamquant.network.load import load
+from dreamquant.network.load import Loading, load
 from dreamquant.network.scores import scores_classes
 from dreamquant.network.statistics import batch_norms
 from dreamquant.plain import plain_torch
@@ -124,15 +124,6 @@ def run(
     plan: str | None = None,
     budget: str = "standard",
     settings: Iterable[str] = (),
-    input_shape: tuple[int, int, int] | None = None,
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
-    pixels: str | None = None,
-    layout: str | None = None,
-    channels: str | None = None,
-    force: bool = False,
-    trust: bool = False,
-    outputs: Mapping[str, str] | None = None,
     images: str | os.PathLike[str] | None = None,
     mix: bool = False,
     resize: str = "cover",
@@ -141,12 +132,13 @@ def run(
     estimate: bool = True,
     progress: Progress | None = None,
     announce: Callable[[str], None] | None = None,
+    **loading: Unpack[Loading],
 ) -> Result:
     """Quantize `model` without data into the file `output`, prove the file, and say how far to trust it.
 
-    `input_shape`, `mean`, `std`, `pixels`, `layout`, `channels`, `force`, `trust` and `outputs` are as in `load`. `settings`
-    are `stage.option=value`. Where there are `images` that may be used, a folder, .zip or .npz, they calibrate in place of the
-    recipe's, or with `mix` beside them, and some of them are held out to measure on; `resize` is as in
+    `loading` (`input_shape`, `mean`, `std`, `pixels`, `layout`, `channels`, `force`, `trust`, `outputs`) is as in `load`.
+    `settings` are `stage.option=value`. Where there are `images` that may be used, a folder, .zip or .npz, they calibrate in
+    place of the recipe's, or with `mix` beside them, and some of them are held out to measure on; `resize` is as in
     `LabelledImages.batches`. With `run_dir`, samples and reconstructed units are kept there and a run with the same recipe and
     seed goes on from them. With `estimate`, the loss of accuracy is told from the answers on more images. `announce` hears,
     before the work begins, what will be done, why, and how long it may take. Raises a `DreamQuantError` for whatever cannot be
@@ -156,18 +148,7 @@ def run(
     _check_output(model, path)
     _check_run_folder(run_dir)
     known = load_recipe(recipe)
-    network = load(
-        model,
-        input_shape=input_shape,
-        mean=mean,
-        std=std,
-        pixels=pixels,
-        layout=layout,
-        channels=channels,
-        force=force,
-        trust=trust,
-        outputs=outputs,
-    )
+    network = load(model, **loading)
     check_fed(network)
     chosen = resolve(known, *_kind(network), budget=budget, bits=bits, plan=plan, settings=settings)
     whole = chosen.quantization.resolved()

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from dreamquant.assess.labelled import LabelledImages
 from dreamquant.errors import DataError, ModelError, OptionError
 from dreamquant.network.graph import Network
 from dreamquant.network.input_space import InputSpace, Statement, of_properties, stated
-from dreamquant.network.load import load
+from dreamquant.network.load import Loading, load
 from dreamquant.network.outputs import main_output
 from dreamquant.runtime import onnx_runner
 
@@ -116,18 +116,7 @@ def label_ranks(scores: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.i
     return before
 
 
-def runnable(
-    model: str,
-    *,
-    input_shape: tuple[int, int, int] | None = None,
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
-    pixels: str | None = None,
-    layout: str | None = None,
-    channels: str | None = None,
-    force: bool = False,
-    trust: bool = False,
-) -> Runnable:
+def runnable(model: str, **loading: Unpack[Loading]) -> Runnable:
     """What `model` names: an ONNX file, quantized or not, as it is in ONNX Runtime, anything else as the network that it is.
 
     Options are as in `load`. Raises what `load` and `onnx_runner` do, and OptionError where nobody has told the size of the
@@ -135,23 +124,14 @@ def runnable(
     """
     run: Run
     if model.endswith(".onnx"):
-        statement = Statement(mean or None, std or None, pixels, layout, channels)
-        run = runner = onnx_runner(Path(model), layout=layout)
-        input_shape = input_shape or _known_shape(runner.input_shape, model)
+        numbers = loading.get("mean") or None, loading.get("std") or None
+        statement = Statement(*numbers, loading.get("pixels"), loading.get("layout"), loading.get("channels"))
+        run = runner = onnx_runner(Path(model), layout=statement.layout)
+        input_shape = loading.get("input_shape") or _known_shape(runner.input_shape, model)
         found = stated(statement, input_shape[0], model) or of_properties(runner.metadata, input_shape[0])
-        space = replace(found or InputSpace(), channels=channels or (found.channels if found else ""))
+        space = replace(found or InputSpace(), channels=statement.channels or (found.channels if found else ""))
     else:
-        network = load(
-            model,
-            input_shape=input_shape,
-            mean=mean,
-            std=std,
-            pixels=pixels,
-            layout=layout,
-            channels=channels,
-            force=force,
-            trust=trust,
-        )
+        network = load(model, **loading)
         run, input_shape, space = torch_runner(network), network.input_shape, network.space
     check_normalised(model, space.mean, space.std)
     return Runnable(run, input_shape, space.mean, space.std, space.channels)

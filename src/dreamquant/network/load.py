@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import nn
@@ -33,6 +33,20 @@ FORMS = "a .onnx file, a .pt2 file, package.module:callable, path.py:callable or
 
 
 @plain_torch()
+class Loading(TypedDict, total=False):
+    """What `load` takes beside a model, for those who hand it on."""
+
+    input_shape: tuple[int, int, int] | None
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    pixels: str | None
+    layout: str | None
+    channels: str | None
+    force: bool
+    trust: bool
+    outputs: Mapping[str, str] | None
+
+
 def load(
     model: str | os.PathLike[str] | nn.Module,
     *,
