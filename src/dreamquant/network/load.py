@@ -32,7 +32,6 @@ _ONE_AT_A_TIME = threading.RLock()  # torch.export keeps what it traces in the p
 FORMS = "a .onnx file, a .pt2 file, package.module:callable, path.py:callable or timm:NAME"
 
 
-@plain_torch()
 class Loading(TypedDict, total=False):
     """What `load` takes beside a model, for those who hand it on."""
 
@@ -47,6 +46,7 @@ class Loading(TypedDict, total=False):
     outputs: Mapping[str, str] | None
 
 
+@plain_torch()
 def load(
     model: str | os.PathLike[str] | nn.Module,
     *,
