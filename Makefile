@@ -22,7 +22,7 @@ demo: $(STAMP) ## quantize the digits network without data, three ways, and show
 	@$(BIN)/python examples/demo.py
 
 test: $(STAMP) ## run the tests
-	@$(BIN)/python -m pytest -n $(JOBS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 bench-quick: $(STAMP) ## measure a row of docs/benchmarks.md again, on the network that ships with the project
 	@$(BIN)/python -m benchmarks.run --suite digits --again --only auto
