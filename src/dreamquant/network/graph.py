@@ -126,12 +126,6 @@ def by_image(result: Any, outputs: Sequence[Output], count: int) -> list[Tensor]
     return [output.by_image(value, count) for output, value in zip(outputs, values, strict=True)] if outputs else values
 
 
-def first_output(outputs: Any) -> Tensor:
-    """What a graph returns first, of one output or of several."""
-    first: Tensor = outputs[0] if isinstance(outputs, tuple | list) else outputs
-    return first
-
-
 def whole_batches(images: Tensor, batch: int | None) -> Tensor:
     """The images; where a graph can only run batches of `batch`, the last is filled up with copies of its first image."""
     surplus = 0 if batch is None else len(images) % batch
