@@ -54,7 +54,7 @@ def export(
         raise OutputError(f"cannot write {path}: the model takes {proto.ByteSize() / 1e9:.1f} GB and one ONNX file holds 2 GB")
     with atomic_path(path) as temporary:
         temporary.write_bytes(proto.SerializeToString())
-        verification = verify(student, temporary, samples.images, integers, stored)
+        verification = verify(student, temporary, network.space.snapped(samples.images), integers, stored)
     return Artifact(path, path.stat().st_size, verification)
 
 

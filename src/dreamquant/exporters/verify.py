@@ -29,6 +29,7 @@ from dreamquant.runtime import OnnxRunner, onnx_runner
 
 AGREEMENT = 99.9  # percent of the samples' top-1 that must be the same ...
 DISTANCE = 0.1  # ... and the mean difference, of an output's standard deviation, that must not be passed, or else each step holds
+HALF, SMALLEST_HALF = 2.0**-11, 2.0**-14  # what half precision rounds off, at most, as a part of a value; its least normal one
 TIE = 1e-6  # of the largest score: classes no further apart share a rank, as they do where scores are averages of few levels
 INDICES = 1e-3  # of an output of whole numbers, as of classes: those that a tie may send elsewhere
 PIECE = 16  # images whose inner values are held at a time
@@ -188,6 +189,8 @@ class _Compared:
     def __init__(self, student: Student, proto: onnx.ModelProto, integers: Mapping[str, str]) -> None:
         self.graph, self.batch = student.network.graph, student.network.batch
         self.names = [output.name for output in proto.graph.output]
+        kinds = [output.type.tensor_type.elem_type for output in proto.graph.output]
+        self.rounded = [HALF if kind == TensorProto.FLOAT16 else 0.0 for kind in kinds]  # by the types of the outputs
         found = [(tensor.quantizer, tensor.grid) for tensor in student.tensors()]
         self.grids = {node: grid for node, grid in found if node.name in integers and isinstance(grid, Grid)}
         self.inner = [integers[node.name] for node in self.grids]
@@ -227,8 +230,8 @@ class _Compared:
                 )
             kept.append(_kept(expected[0], outputs[0]).flatten())
             largest = max(largest, furthest(expected[0], outputs[0]))
-            for name, one, other, most in zip(self.names, expected, outputs, allowance.outputs, strict=True):
-                apart[name] += _apart(one, other, most)
+            for name, one, other, most, part in zip(self.names, expected, outputs, allowance.outputs, self.rounded, strict=True):
+                apart[name] += _apart(one, other, most + part * (one.double().abs() + SMALLEST_HALF))
         agreement = 100.0 * torch.cat(kept).double().mean().item()
         further = {name: count for name, count in apart.items() if count}
         return Steps(following.values, following.borders, following.apart, agreement, largest, further)
@@ -239,7 +242,7 @@ class _Compared:
         return outputs, dict(zip(self.grids, found[len(self.names) :], strict=True))
 
 
-def _apart(expected: Tensor, actual: Tensor, allowed: float) -> int:
+def _apart(expected: Tensor, actual: Tensor, allowed: Tensor) -> int:
     """How many values of an output are further apart than is allowed; of whole numbers, a few may be, as ties go either way."""
     count = int((~(distance(expected, actual) <= allowed)).sum())
     return count if expected.is_floating_point() or count > 1 + INDICES * expected.numel() else 0

@@ -31,7 +31,8 @@ def widened(network: Network, samples: Samples) -> Samples:
         _put(ground, image, generator, whole=False)
     for ground, image in zip(grounds[len(samples) :], mirrored, strict=True):
         _put(ground, image, generator, whole=True)
-    return replace(samples, images=torch.cat([samples.images, mirrored, grounds]), labels=None, confidence=None)
+    images = network.space.snapped(torch.cat([samples.images, mirrored, grounds]))
+    return replace(samples, images=images, labels=None, confidence=None)
 
 
 def _put(ground: Tensor, image: Tensor, generator: torch.Generator, *, whole: bool) -> None:
