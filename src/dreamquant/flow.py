@@ -147,6 +147,8 @@ def run(
     path, seed = Path(output), check_seed(seed)
     _check_output(model, path)
     _check_run_folder(run_dir)
+    if mix and images is None:
+        raise OptionError("mix is set, and there are no images to mix synthetic ones with: give images")
     known = load_recipe(recipe)
     network = load(model, **loading)
     check_fed(network)
@@ -154,8 +156,6 @@ def run(
     whole = chosen.quantization.resolved()
     check_layers(network, whole)
     stage = chosen.synthesis
-    if mix and images is None:
-        raise OptionError("mix is set, and there are no images to mix synthetic ones with: give images")
     given = None if images is None else real_images(network, images, resize=resize, seed=seed)
     asked = probe_stages(stage.method) if estimate and given is None and not unlike(network) else {}
     if announce is not None:
@@ -166,7 +166,8 @@ def run(
     clock = _Clock()
     dreamer = _Dreamer(network, run_dir, progress)
     samples = dreamer.calibration(stage, seed) if given is None or mix else given[0]
-    samples = samples if given is None or not mix else joined(given[0], samples)
+    if given is not None and mix:
+        samples = joined(given[0], samples)
     clock.lap("synthesis")
     dreams = (stage.held_out, (seed + 1) % SEEDS, stage.options)
     held_out = given[1] if given is not None else dreamer("held-out", stage.method, *dreams)

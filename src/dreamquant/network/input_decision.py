@@ -23,9 +23,7 @@ OUTSIDE = 0.05  # of the pixels' range, that a set's mean pixel may seem to lie 
 NEAR, NEAR_MEAN = 1.4, 0.35  # how far sets of images are apart: a factor of their deviation, and a part of it for their means
 FAINT = 0.02  # a deviation of pixels below which a whole set of images is as good as blank: five levels of 255
 TWO_VALUED = 1.1  # times the deviation of pixels that are either black or white: more than that no image has
-NEARLY_TWO_VALUED = (
-    0.9  # that part of it is for print and digits, which are grey; where three channels have it, others fit better
-)
+NEARLY_TWO_VALUED = 0.9  # of it is for print and digits, which are grey; where three channels have it, others fit better
 RAW = 10.0  # numbers beyond this are of no normalised space: those of photographs end at about 3
 RAW_SPREAD = 255 * GREY_STD  # the deviation of photographs as pixels 0..255
 USUAL_ANSWER = 1.5  # times its bias: what a first layer answers with in trained networks, within a power of ten either way

@@ -65,10 +65,10 @@ def load(
 
     `input_shape` is (C, H, W), needed where the model does not tell it. `mean`, `std`, `pixels`, `layout` and `channels` state
     the input space, as in `network.input_space.Statement`; what is not stated is read from the file, the graph or the first
-    BatchNorm, and `Network.space` says which. Raises `ModelError` for what cannot be read, is no network of images, or
-    contradicts what is stated (`force` goes on). `outputs` states kinds of outputs by name (`network.outputs.KINDS`); the others'
-    are found. Nothing that a file holds is run; a `.pt2` that torch would run code from is
-    refused, unless it is one to `trust`, `OptionError` for options that do not fit.
+    BatchNorm, and `Network.space` says which. `outputs` states kinds of outputs by name (`network.outputs.KINDS`); the others'
+    are found. Nothing that a file holds is run; a `.pt2` that torch would run code from is refused, unless it is one to `trust`.
+    Raises `ModelError` for what cannot be read, is no network of images, or contradicts what is stated (`force` goes on),
+    `OptionError` for options that do not fit.
     """
     statement = Statement(mean or None, std or None, pixels, layout, channels)
     if input_shape is not None:
@@ -80,8 +80,9 @@ def load(
         network = _load(model, input_shape, layout, trust)
     with blamed(ModelError, f"{_named(model)} has properties that cannot be read"):
         properties = _properties(network.source)
-    network = decide(network, statement, properties, force=force)
-    network = replace(network, outputs=find_outputs(network))
+    looked_at, network = network.input_statistics, decide(network, statement, properties, force=force)
+    if not all(torch.equal(*pair) for pair in zip(looked_at, network.input_statistics, strict=True)):
+        network = replace(network, outputs=find_outputs(network))  # on images of such numbers
     return replace(network, outputs=restated(network, outputs or {}))
 
 
