@@ -116,10 +116,11 @@ def _fold(surgery: Surgery, student: Student) -> None:
     if student.network.source.proto is None:
         return
     for node in student.network.graph.graph.nodes:
-        absorbed = node.meta.get("absorbed")
-        if absorbed is not None:
-            surgery.remove(str(node.meta["origin"]))
-            surgery.rename_output(str(absorbed), str(node.meta["origin"]))
+        first, *others = node.meta.get("absorbed", ("",))
+        if first:
+            for value in (*others, str(node.meta["origin"])):
+                surgery.remove(value)
+            surgery.rename_output(first, str(node.meta["origin"]))
 
 
 def _update_constants(surgery: Surgery, student: Student, names: Names, transposed: set[str]) -> None:
@@ -245,8 +246,11 @@ def _dequantized(surgery: Surgery, name: str, tensor: QuantizedTensor, value: Te
 
 
 def _layer(surgery: Surgery, tensor: QuantizedTensor, names: Names) -> onnx.NodeProto | None:
-    """The node of the model that computes what the layer of a bias does; its output is not quantized yet."""
-    return surgery.producer(names[next(iter(tensor.quantizer.users)).name])
+    """The node of the model that computes what the layer of a bias does, and maybe more; its output is not quantized yet."""
+    layer = next(iter(tensor.quantizer.users))
+    while layer.name not in names:  # the file's node has a step behind it
+        layer = next(iter(layer.users))
+    return surgery.producer(names[layer.name])
 
 
 def _scale_and_zero_point(surgery: Surgery, tensor: QuantizedTensor) -> tuple[str, str]:

@@ -7,9 +7,10 @@ from torch import Tensor, fx
 
 from dreamquant.network.edit import set_tensor
 from dreamquant.network.graph import tensor_of
-from dreamquant.network.operators import WEIGHTED, is_call
+from dreamquant.network.operators import WEIGHTED, data_inputs, is_call
 from dreamquant.quantization.batchnorm import correct_biases
 from dreamquant.quantization.grid import Grid
+from dreamquant.quantization.sites import is_passthrough
 from dreamquant.quantization.student import Student, quantizer_nodes
 from dreamquant.quantization.walk import CHUNK, KEPT, Chunks, keep_float, quantizer_of, walk
 
@@ -74,9 +75,10 @@ def rebase_biases(student: Student) -> None:
         if node.meta["kind"] != "bias":
             continue
         layer = next(iter(node.users))
-        source, weight = layer.args[0], layer.args[1]
-        assert isinstance(source, fx.Node)
+        source, weight = data_inputs(layer)[0], layer.args[1]
         assert isinstance(weight, fx.Node)
+        while is_passthrough(source):
+            source = data_inputs(source)[0]
         input_grid = quantizer_of(graph, source).grid if source.op == "call_module" else None
         weight_quantizer = quantizer_of(graph, weight)
         grid, bias = weight_quantizer.grid, tensor_of(graph, node.all_input_nodes[0])

@@ -18,7 +18,7 @@ def fold_batchnorm(network: Network, *, bits: int = 8) -> Network:  # noqa: ARG0
     """Makes each BatchNorm that directly follows a layer with weights of its own a part of those weights.
 
     With s = gamma / sqrt(var + eps): W' = s W, b' = s (b - mean) + beta. A BatchNorm elsewhere stays. The folded layer's
-    `meta["origin"]` becomes the BatchNorm's, its own is kept as `meta["absorbed"]`: that value is no longer computed.
+    `meta["origin"]` becomes the BatchNorm's, its own is added to `meta["absorbed"]`: that value is no longer computed.
     `meta["normal"]` = (beta, |gamma|): mean and deviation that the training data gave each channel of the layer's output.
     """
     graph = copy.deepcopy(network.graph)
@@ -66,9 +66,9 @@ def _fold(module: fx.GraphModule, batch_norm: fx.Node) -> None:
         torch.ones_like(mean) if gamma is None else gamma.abs(),
     )
 
-    layer.meta["absorbed"] = layer.meta.get("origin")
-    layer.meta["origin"] = batch_norm.meta.get("origin")
-    if layer.meta["origin"] is None:
-        del layer.meta["origin"]
+    if "origin" in layer.meta:
+        layer.meta["absorbed"] = (*layer.meta.get("absorbed", ()), layer.meta.pop("origin"))
+    if "origin" in batch_norm.meta:
+        layer.meta["origin"] = batch_norm.meta["origin"]
     batch_norm.replace_all_uses_with(layer)
     module.graph.erase_node(batch_norm)

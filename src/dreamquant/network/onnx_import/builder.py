@@ -138,6 +138,9 @@ class Builder:
         self.graph.output(nodes[0] if len(nodes) == 1 else tuple(nodes))
         self.graph.eliminate_dead_code()
         self.graph.lint()
+        for node in self.graph.nodes:
+            if node.op == "call_function" and "origin" not in node.meta:
+                node.meta["inner"] = True  # a step on the way through a node of the file
         return fx.GraphModule(self.root, self.graph).eval()
 
 
