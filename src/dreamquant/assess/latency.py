@@ -48,7 +48,7 @@ def compare_latency(
     b: Path,
     *,
     input_shape: tuple[int, int, int],
-    batch: int = 1,
+    batch: int | None = None,
     threads: int = 1,
     rounds: int = 20,
     seed: int = 0,
@@ -57,16 +57,18 @@ def compare_latency(
     """Time of the ONNX files `a` and `b` on normal noise (batch, C, H, W), in one process and in turns: a, b, a, b, ...
 
     After a warm-up each of the `rounds` takes one sample of each file: as many runs as last about 5 ms, after one that does not
-    count. `layout` is how the files take images, where they do not tell. What the machine does meanwhile meets both files, so
-    `ratio` is steadier than the two times. Raises OptionError for an impossible `batch`, `threads` or `rounds`, or a `batch`
+    count. `batch` is the only one that a file takes, where there is such, else 1. `layout` is how the files take images, where they
+    do not tell. What the machine does meanwhile meets both files, so `ratio` is steadier than the two times. Raises OptionError for an impossible `batch`, `threads` or `rounds`, or a `batch`
     that a file does not take; ModelError for files that the runtime refuses.
     """
     for name, value in (("batch", batch), ("rounds", rounds)):
-        if value < 1:
+        if value is not None and value < 1:
             raise OptionError(f"{name} is {value}, it must be at least 1")
+    runners = [onnx_runner(path, threads=threads, layout=layout) for path in (a, b)]
+    batch = batch or next((runner.batch for runner in runners if runner.batch), 1)
     check_memory(4 * batch * math.prod(input_shape), f"a batch of {batch} images {tuple(input_shape)}", OptionError)
     images = np.random.default_rng(seed).standard_normal((batch, *input_shape), dtype=np.float32)
-    samplers = [_sampler(onnx_runner(path, threads=threads, layout=layout), images) for path in (a, b)]
+    samplers = [_sampler(runner, images) for runner in runners]
     times = np.array([[sample() for sample in samplers] for _ in range(rounds)])
     ratio_low, ratio, ratio_high = np.percentile(times[:, 0] / times[:, 1], (25, 50, 75)).tolist()
     a_ms, b_ms = (1000 * np.median(times, axis=0)).tolist()

@@ -23,7 +23,7 @@ from dreamquant.errors import UnsupportedOperator
 from dreamquant.exporters.codebooks import comes_of, float_results, looked_up
 from dreamquant.exporters.onnx_emit import emit_network
 from dreamquant.exporters.packing import array, packed
-from dreamquant.exporters.surgery import Surgery
+from dreamquant.exporters.surgery import Surgery, with_tail
 from dreamquant.network.graph import tensor_of
 from dreamquant.quantization.codebook import Codebook
 from dreamquant.quantization.grid import Grid, integer_limits
@@ -46,19 +46,21 @@ class OnnxStudent(NamedTuple):
     """A student as an ONNX model, and where it is in there.
 
     `integers`: by the student's activation quantizers, the values that hold their integers. `stored`: by the quantizers of
-    weights and biases, and by the nodes of stored tensors that layers read as they are, the values that hold these.
+    weights and biases, and by the nodes of stored tensors that layers read as they are, the values that hold these. `outputs`: the
+    values that the student's graph gives.
     """
 
     proto: onnx.ModelProto
     integers: Names
     stored: dict[str, Stored]
+    outputs: tuple[str, ...]
 
 
 def to_onnx(student: Student) -> OnnxStudent:
     """The student as an ONNX model; raises `UnsupportedOperator` for what ONNX cannot say."""
     tensors = student.tensors()
     opset = INT4_OPSET if any(_container_bits(tensor) == 4 for tensor in tensors) else INT8_OPSET
-    proto, names, transposed = _float_model(student, opset)
+    proto, outputs, names, transposed = _float_model(student, opset)
     surgery = Surgery(proto)
     surgery.require_opset(opset)
     _fold(surgery, student)
@@ -74,7 +76,7 @@ def to_onnx(student: Student) -> OnnxStudent:
         elif (value := _quantize_constant(surgery, student, tensor, names, transposed)) is not None:
             stored[tensor.quantizer.name] = Stored(value, tensor.node.name in transposed)
     proto = surgery.finish()
-    return OnnxStudent(proto, integers, stored | _left_as_they_are(student, proto, names, transposed))
+    return OnnxStudent(proto, integers, stored | _left_as_they_are(student, proto, names, transposed), outputs)
 
 
 def _left_as_they_are(student: Student, proto: onnx.ModelProto, names: Names, transposed: set[str]) -> dict[str, Stored]:
@@ -90,16 +92,20 @@ def _left_as_they_are(student: Student, proto: onnx.ModelProto, names: Names, tr
     }
 
 
-def _float_model(student: Student, opset: int) -> tuple[onnx.ModelProto, Names, set[str]]:
-    """The float ONNX model, the names of the student's tensors in it, and the nodes that it stores transposed."""
+def _float_model(student: Student, opset: int) -> tuple[onnx.ModelProto, tuple[str, ...], Names, set[str]]:
+    """The float ONNX model, the values in it that the student's graph gives, the names of its tensors, and the nodes that the
+    model stores transposed."""
     network, graph = student.network, student.network.graph
-    proto = network.source.proto
+    proto, outputs = network.source.proto, network.source.ends
     if proto is None:
         graph = _without_quantizers(graph)
         proto = emit_network(network, graph, opset=max(opset, FLOAT_OPSET))
+        outputs = tuple(output.name for output in proto.graph.output)
+        if network.source.tail is not None:
+            proto = with_tail(proto, network.source.tail, dict(zip(network.source.ends, outputs, strict=True)))
     nodes = graph.graph.nodes
     names = {node.name: str(node.meta["origin"]) for node in nodes if node.meta.get("origin") is not None}
-    return proto, names, {node.name for node in nodes if node.meta.get("transposed")}
+    return proto, outputs, names, {node.name for node in nodes if node.meta.get("transposed")}
 
 
 def _without_quantizers(graph: fx.GraphModule) -> fx.GraphModule:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from dreamquant.errors import DreamQuantError
 from dreamquant.network.graph import input_node, is_input, tensor_of
 
 aten = torch.ops.aten
@@ -77,7 +78,7 @@ class BatchFreer:
         try:
             with torch.no_grad():
                 value = node.target(*args, **kwargs)  # type: ignore[operator]
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        except (DreamQuantError, RuntimeError, ValueError, IndexError, TypeError) as error:
             raise NotFreeError from error
         return value.to("meta") if isinstance(value, Tensor) else value  # a new tensor may have asked for the processor
 

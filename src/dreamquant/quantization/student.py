@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from dreamquant.errors import OptionError, unknown
 from dreamquant.methods import find_method
 from dreamquant.network.graph import Network
+from dreamquant.network.opaque import float_operators
 from dreamquant.quantization.codebook import Codebook
 from dreamquant.quantization.grid import FakeQuantize, Grid
 from dreamquant.quantization.plan import Bits, Plan
@@ -60,8 +61,9 @@ class Student:
         return found
 
     def float_layers(self) -> list[str]:
-        """The layers whose weights were left in float: those that read them directly, not through a quantizer."""
-        return [node.name for node in weighted_nodes(self.network.graph.graph)]
+        """The layers whose weights were left in float, those that read them directly, not through a quantizer; and what of the
+        network's file stays as it is."""
+        return [node.name for node in weighted_nodes(self.network.graph.graph)] + float_operators(self.network)
 
 
 def quantizer_nodes(graph: fx.Graph) -> list[fx.Node]:

@@ -45,6 +45,10 @@ class Builder:
         self.graph = fx.Graph()
         self.root = nn.Module()
         self.values: dict[str, fx.Node | Known] = {}
+        self.tail: list[onnx.NodeProto] = []  # nodes that are left behind
+        self.behind: set[str] = set()  # what they compute
+        self.staying: set[str] = set()  # values of operators without a counterpart
+        self.branches: dict[str, str] = {}  # of each If, by its first output, the attribute of the branch that it takes
         self._fake: dict[fx.Node, Any] = {}
         self._stored: dict[tuple[str, bool], fx.Node] = {}
         self._known_bytes = 0
@@ -56,12 +60,17 @@ class Builder:
         check_memory(math.prod(shape) * FLOAT_BYTES, f"{self.model}: images {shape}", ModelError)
         self.values[name] = self._with_value(node, torch.empty(shape, device="meta"))
 
-    def call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        """Add a call of `target`, an ATen overload or a function of sequences."""
+    def call(self, target: Any, *args: Any, title: str = "", **kwargs: Any) -> fx.Node:
+        """Add a call of `target`, an ATen overload or another function, under the name `title` or its own."""
         with torch.no_grad():
             value = target(*self._faked(args), **self._faked(kwargs))
-        node = self.graph.create_node("call_function", target, args, kwargs, name=_title(target))
+        node = self.graph.create_node("call_function", target, args, kwargs, name=title or _title(target))
         return self._with_value(node, value)
+
+    def leave(self, node: onnx.NodeProto) -> None:
+        """Leave a node behind: no graph needs it but those that read what it computes, which are left behind too."""
+        self.tail.append(node)
+        self.behind.update(filter(None, node.output))
 
     def _faked(self, args: Any) -> Any:
         return fx.node.map_arg(args, self._fake.__getitem__)
@@ -85,6 +94,14 @@ class Builder:
     def shape(self, value: fx.Node | Known) -> tuple[int, ...]:
         """The shape that `value` has at the imported batch size."""
         return tuple(value.array.shape if isinstance(value, Known) else self._fake[value].shape)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every value that is one tensor."""
+        return {name: self.shape(value) for name, value in self.values.items()}
+
+    def arrays(self) -> dict[str, Array]:
+        """The values that do not depend on the images."""
+        return {name: value.array for name, value in self.values.items() if isinstance(value, Known)}
 
     def dtype(self, value: fx.Node | Known) -> torch.dtype:
         """The element type of `value`; raises ModelError for one torch does not have."""
