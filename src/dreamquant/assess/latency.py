@@ -57,9 +57,10 @@ def compare_latency(
     """Time of the ONNX files `a` and `b` on normal noise (batch, C, H, W), in one process and in turns: a, b, a, b, ...
 
     After a warm-up each of the `rounds` takes one sample of each file: as many runs as last about 5 ms, after one that does not
-    count. `batch` is the only one that a file takes, where there is such, else 1. `layout` is how the files take images, where they
-    do not tell. What the machine does meanwhile meets both files, so `ratio` is steadier than the two times. Raises OptionError for an impossible `batch`, `threads` or `rounds`, or a `batch`
-    that a file does not take; ModelError for files that the runtime refuses.
+    count. `batch` is by default the only one that a file takes, else 1. `layout` is how the files take images, where they do not
+    tell. What the machine does meanwhile meets both files, so `ratio` is steadier than the two times. Raises OptionError for an
+    impossible `batch`, `threads` or `rounds`, or a `batch` that a file does not take; ModelError for files that the runtime
+    refuses.
     """
     for name, value in (("batch", batch), ("rounds", rounds)):
         if value is not None and value < 1:

@@ -24,10 +24,13 @@ from dreamquant.exporters.codebooks import comes_of, float_results, looked_up
 from dreamquant.exporters.onnx_emit import emit_network
 from dreamquant.exporters.packing import array, packed
 from dreamquant.exporters.surgery import Surgery, with_tail
-from dreamquant.network.graph import tensor_of
+from dreamquant.network.graph import Network, tensor_of
+from dreamquant.network.notes import notes
+from dreamquant.network.onnx_import.standard import lifted, opset_of
 from dreamquant.quantization.codebook import Codebook
 from dreamquant.quantization.grid import Grid, integer_limits
-from dreamquant.quantization.student import QuantizedTensor, Student, quantizer_nodes
+from dreamquant.quantization.plan import Plan, parse_bits
+from dreamquant.quantization.student import QuantizedTensor, Student, prepare, quantizer_nodes
 
 INT8_OPSET, INT4_OPSET = 13, 21
 FLOAT_OPSET = 17  # of a graph that is emitted here and holds no 4-bit tensor
@@ -46,8 +49,8 @@ class OnnxStudent(NamedTuple):
     """A student as an ONNX model, and where it is in there.
 
     `integers`: by the student's activation quantizers, the values that hold their integers. `stored`: by the quantizers of
-    weights and biases, and by the nodes of stored tensors that layers read as they are, the values that hold these. `outputs`: the
-    values that the student's graph gives.
+    weights and biases, and by the nodes of stored tensors that layers read as they are, the values that hold these. `outputs`:
+    the values that the student's graph gives.
     """
 
     proto: onnx.ModelProto
@@ -79,6 +82,24 @@ def to_onnx(student: Student) -> OnnxStudent:
     return OnnxStudent(proto, integers, stored | _left_as_they_are(student, proto, names, transposed), outputs)
 
 
+def check_writable(network: Network, plan: Plan, bits: str) -> None:
+    """`UnsupportedOperator` where the student of a network could not be written, which is told before any work is done."""
+    student, widths, _ = prepare(network, plan, parse_bits(bits))
+    quantizers = quantizer_nodes(student.network.graph.graph)
+    few = any(notes(node).kind == "weight" and widths[str(node.target)] <= 4 for node in quantizers)
+    opset = INT4_OPSET if few else INT8_OPSET
+    proto, _, names, _ = _float_model(student, opset)
+    if opset_of(proto) < opset:
+        lifted(proto, opset, "the ONNX model")
+    for node in quantizers:
+        _check_named(node.all_input_nodes[0], names)
+
+
+def _check_named(node: fx.Node, names: Names) -> None:
+    if node.name not in names:
+        raise UnsupportedOperator(f"{node.name} is quantized but is no value of the ONNX model")
+
+
 def _left_as_they_are(student: Student, proto: onnx.ModelProto, names: Names, transposed: set[str]) -> dict[str, Stored]:
     """The stored tensors of the student that its layers read without a quantizer, where the model has them under their names."""
     read = {name for node in proto.graph.node for name in node.input}
@@ -104,8 +125,8 @@ def _float_model(student: Student, opset: int) -> tuple[onnx.ModelProto, tuple[s
         if network.source.tail is not None:
             proto = with_tail(proto, network.source.tail, dict(zip(network.source.ends, outputs, strict=True)))
     nodes = graph.graph.nodes
-    names = {node.name: str(node.meta["origin"]) for node in nodes if node.meta.get("origin") is not None}
-    return proto, outputs, names, {node.name for node in nodes if node.meta.get("transposed")}
+    names = {node.name: origin for node in nodes if (origin := notes(node).origin) is not None}
+    return proto, outputs, names, {node.name for node in nodes if notes(node).transposed}
 
 
 def _without_quantizers(graph: fx.GraphModule) -> fx.GraphModule:
@@ -122,11 +143,12 @@ def _fold(surgery: Surgery, student: Student) -> None:
     if student.network.source.proto is None:
         return
     for node in student.network.graph.graph.nodes:
-        first, *others = node.meta.get("absorbed", ("",))
-        if first:
-            for value in (*others, str(node.meta["origin"])):
+        known = notes(node)
+        if known.absorbed:
+            assert known.origin is not None
+            for value in (*known.absorbed[1:], known.origin):
                 surgery.remove(value)
-            surgery.rename_output(first, str(node.meta["origin"]))
+            surgery.rename_output(known.absorbed[0], known.origin)
 
 
 def _update_constants(surgery: Surgery, student: Student, names: Names, transposed: set[str]) -> None:
@@ -138,10 +160,10 @@ def _update_constants(surgery: Surgery, student: Student, names: Names, transpos
         if node.op != "get_attr":
             continue
         value = tensor_of(graph, node)
-        if node.name in names and node.meta.get("changed"):
+        if node.name in names and notes(node).changed:
             surgery.replace_constant(names[node.name], array(value.t() if node.name in transposed else value))
-        elif node.name not in names and node.meta.get("gained"):
-            result = names[str(node.meta["gained"])]
+        elif node.name not in names and (gained := notes(node).gained) is not None:
+            result = names[gained]
             names[node.name] = surgery.constant(f"{result}_bias", array(value))
             _add_bias(surgery, result, names[node.name])
 
@@ -171,8 +193,7 @@ def _quantize_activation(
     A tensor that is on a second grid for some of its readers, which are not quantized yet, gives them another result.
     Returns the name of what lies between the last two.
     """
-    if tensor.node.name not in names:
-        raise UnsupportedOperator(f"{tensor.node.name} is quantized but is no value of the ONNX model")
+    _check_named(tensor.node, names)
     value, grid = names[tensor.node.name], _grid(tensor)
     shared = str(tensor.quantizer.target)
     if shared not in constants:

@@ -112,10 +112,10 @@ def verify(
 ) -> Verification:
     """Compare file and student on images (N, C, H, W).
 
-    `integers`, `stored` and `outputs`, by default the file's, say where the student's tensors are in it, as `to_onnx` does. Raises `VerificationError` where
-    a stored tensor is not the student's; where a step of the file, as it is written, is further from the student's than rounding
-    can put it; and where the runtime's own way to compute the file moves an output from the student's, unless it is by values
-    that lie on a border.
+    `integers`, `stored` and `outputs`, by default the file's, say where the student's tensors are in it, as `to_onnx` does.
+    Raises `VerificationError` where a stored tensor is not the student's; where a step of the file, as it is written, is further
+    from the student's than rounding can put it; and where the runtime's own way to compute the file moves an output from the
+    student's, unless it is by values that lie on a border.
     """
     proto = onnx.load(str(file))
     outputs = outputs or [output.name for output in proto.graph.output]

@@ -45,12 +45,15 @@ def as_text(model: onnx.ModelProto) -> str:
 
 def model_of(text: str) -> onnx.ModelProto:
     """The model that `as_text` wrote."""
-    return onnx.ModelProto.FromString(base64.b64decode(text))
+    model: onnx.ModelProto = onnx.load_from_string(base64.b64decode(text))
+    return model
 
 
 def node_of(call: fx.Node) -> onnx.NodeProto:
     """The ONNX node of a call of `onnx_node`."""
-    return model_of(str(call.args[0])).graph.node[-1]
+    (node,) = model_of(str(call.args[0])).graph.node
+    assert isinstance(node, onnx.NodeProto)
+    return node
 
 
 def is_opaque(node: fx.Node) -> bool:
@@ -72,7 +75,7 @@ def float_operators(network: Network) -> list[str]:
 
 
 def outputs_of(text: str, shapes: Sequence[tuple[int, ...]]) -> list[tuple[tuple[int, ...], torch.dtype]]:
-    """Shape and number type of each output, by ONNX's own arithmetic of shapes; of an operator that ONNX does not know, from a run.
+    """Shape and number type of each output, by ONNX's arithmetic of shapes; of an operator that ONNX does not know, from a run.
 
     Raises `UnsupportedOperator` where a size depends on the values of the inputs, or an output is no tensor.
     """

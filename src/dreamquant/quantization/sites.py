@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from dreamquant.network.graph import aten, is_input
+from dreamquant.network.notes import notes
 from dreamquant.network.operators import (
     CLIPPING,
     CONVOLUTIONS,
@@ -61,7 +62,7 @@ def activation_sites(graph: fx.Graph, plan: Plan, bits: Bits) -> list[Site]:
     """The activations that `plan` quantizes, in the order of the graph."""
     nodes = data_nodes(graph)
     wanted = PLACEMENTS[plan.placement](nodes, plan)
-    wanted -= {node for node in wanted if node.meta.get("inner") or _only_for_float_layers(node, plan)}
+    wanted -= {node for node in wanted if notes(node).inner or _only_for_float_layers(node, plan)}
     if not plan.quantize_image:
         wanted.discard(nodes[0])
     ordered = [node for node in nodes if node in wanted]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -19,11 +20,12 @@ from dreamquant.network.batch import TRIED, free_batch
 from dreamquant.network.front import take_channels_first
 from dreamquant.network.graph import input_node, record_shapes
 from dreamquant.network.live import check_trial
-from dreamquant.network.operators import WEIGHTED, is_call
+from dreamquant.network.notes import notes, set_notes
 from dreamquant.network.onnx_import.builder import OPERATORS, Array, Builder, Known, Op, label
 from dreamquant.network.onnx_import.interface import ImageInput, image_input
-from dreamquant.network.onnx_import.staying import stays
 from dreamquant.network.onnx_import.standard import opset_of, standard, without_axes, without_branches
+from dreamquant.network.onnx_import.staying import stays
+from dreamquant.network.operators import WEIGHTED, is_call
 from dreamquant.runtime import MICROSOFT, contributed
 
 ANY_BATCH = 2  # the batch size at which a file of free batch size is imported
@@ -84,7 +86,8 @@ def import_onnx(
     builder = _walked(proto, name, given, batch)
     if builder.staying and not given.batch:
         other = _walked(proto, name, given, batch + 1).shapes()
-        one_for_all = {name for name in builder.staying if builder.shapes()[name] == other.get(name)}
+        shapes = builder.shapes()
+        one_for_all = {value for value in builder.staying if shapes[value] == other.get(value)}
         if one_for_all:  # as boxes are, of any image
             builder = _walked(proto, name, given, batch, leaving=one_for_all)
     _check_layers(builder, name)
@@ -97,7 +100,8 @@ def import_onnx(
         if given.layout == "NHWC":
             take_channels_first(graph)
             record_shapes(graph, torch.zeros(batch, *given.shape))
-        input_node(graph.graph).meta["origin"] = given.inner
+        images = input_node(graph.graph)
+        set_notes(images, replace(notes(images), origin=given.inner))
         return Imported(graph, given, _freed(graph, given.shape, batch), proto, tuple(ends), _tail(proto, ends))
 
 
@@ -120,8 +124,8 @@ def _check_layers(builder: Builder, name: str) -> None:
     if builder.tail and not any(is_call(node, WEIGHTED) for node in builder.graph.nodes):
         node = builder.tail[0]
         raise UnsupportedOperator(
-            f"{name}: node {label(node)!r} ({_title(node)}) has no counterpart, its results have sizes that depend on values or a type"
-            " that torch has not, and no layer comes before it"
+            f"{name}: node {label(node)!r} ({_title(node)}) has no counterpart, no layer comes before it, and its results have sizes"
+            " that depend on values, or a type that torch has not"
         )
 
 
@@ -226,7 +230,7 @@ def _missing(missing: dict[str, list[str]]) -> Iterator[str]:
 
 
 def can_stay(node: onnx.NodeProto, opset: int) -> bool:
-    """Whether a node may be left to ONNX Runtime as it is: of a known operator that draws nothing and runs no graph of its own."""
+    """Whether a node may be left to ONNX Runtime: of a known operator that draws nothing and runs no graph of its own."""
     if node.op_type in NEVER_FOLDED or any(attribute.type in SUBGRAPHS for attribute in node.attribute):
         return False
     if node.domain == MICROSOFT:
@@ -265,8 +269,8 @@ def _add(builder: Builder, node: onnx.NodeProto) -> None:
     for name, value in zip(node.output, results, strict=False):
         if name:
             builder.keep(name, value)
-        if isinstance(value, fx.Node) and value.op == "call_function":
-            value.meta.setdefault("origin", name)
+        if isinstance(value, fx.Node) and value.op == "call_function" and notes(value).origin is None:
+            set_notes(value, replace(notes(value), origin=name))
     return None
 
 

@@ -48,7 +48,7 @@ class Pieces:
     def number(self, value: float) -> str:
         """Store a number."""
         name = self.fresh("number")
-        self.stored.append(numpy_helper.from_array(np.float32(value), name))
+        self.stored.append(numpy_helper.from_array(np.asarray(value, np.float32), name))
         return name
 
 

@@ -31,8 +31,8 @@ def verify(
 ) -> None:
     """Raise ModelError where `graph` and ONNX Runtime, running `model`, the file `path`, differ on noise (batch, C, H, W).
 
-    `proto` is the model as it was imported. The values `ends` of it, which the graph gives, are compared where they are no outputs
-    of the file, and so are the outputs of the two models where they are no ends of the graph.
+    `proto` is the model as it was imported. Where the values `ends` of it, which the graph gives, are no outputs of the file, they
+    are compared with its own, and its outputs with the file's.
     """
     images = noise(batch, given.shape)
     if given.dtype == "uint8":
@@ -46,7 +46,7 @@ def verify(
     if inner:
         imported = _run(opened(proto, inner), path, fed, [*outputs, *inner])
         for name in outputs:
-            _compare(f"the model in its newer opset", name, expected[name], imported[name], path)
+            _compare("the model in its newer opset", name, expected[name], imported[name], path)
         expected |= {name: imported[name] for name in inner}
     with torch.no_grad():
         found = graph(images)
