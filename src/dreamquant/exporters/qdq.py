@@ -21,7 +21,7 @@ from torch import Tensor, fx
 
 from dreamquant.errors import UnsupportedOperator
 from dreamquant.exporters.codebooks import comes_of, float_results, looked_up
-from dreamquant.exporters.onnx_emit import emit_network
+from dreamquant.exporters.onnx_emit import OPSETS, emit_network, newest_opset
 from dreamquant.exporters.packing import array, packed
 from dreamquant.exporters.surgery import Surgery, with_tail
 from dreamquant.network.graph import Network, tensor_of
@@ -33,8 +33,6 @@ from dreamquant.quantization.plan import Plan, parse_bits
 from dreamquant.quantization.student import QuantizedTensor, Student, prepare, quantizer_nodes
 
 INT8_OPSET, INT4_OPSET = 13, 21
-FLOAT_OPSET = 17  # of a graph that is emitted here and holds no 4-bit tensor
-
 Names = dict[str, str]  # node of the student's graph -> value of the ONNX model
 
 
@@ -92,7 +90,8 @@ def check_writable(network: Network, plan: Plan, bits: str) -> None:
     if opset_of(proto) < opset:
         lifted(proto, opset, "the ONNX model")
     for node in quantizers:
-        _check_named(node.all_input_nodes[0], names)
+        if notes(node).kind == "activation":
+            _check_named(node.all_input_nodes[0], names)
 
 
 def _check_named(node: fx.Node, names: Names) -> None:
@@ -120,7 +119,7 @@ def _float_model(student: Student, opset: int) -> tuple[onnx.ModelProto, tuple[s
     proto, outputs = network.source.proto, network.source.ends
     if proto is None:
         graph = _without_quantizers(graph)
-        proto = emit_network(network, graph, opset=max(opset, FLOAT_OPSET))
+        proto = emit_network(network, graph, opset=max(opset, min(newest_opset(network), OPSETS[-1])))
         outputs = tuple(output.name for output in proto.graph.output)
         if network.source.tail is not None:
             proto = with_tail(proto, network.source.tail, dict(zip(network.source.ends, outputs, strict=True)))

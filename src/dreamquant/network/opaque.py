@@ -17,9 +17,10 @@ import torch
 from onnx import helper, shape_inference
 from torch import Tensor, fx
 
-from dreamquant.errors import ModelError, UnsupportedOperator, blamed
+from dreamquant.errors import ModelError, OptionError, UnsupportedOperator, blamed
 from dreamquant.limits import check_memory
-from dreamquant.network.graph import Network
+from dreamquant.network.graph import Network, is_input
+from dreamquant.network.notes import notes
 from dreamquant.runtime import MICROSOFT, computing
 
 _SESSIONS = 64  # kept open at a time
@@ -59,6 +60,27 @@ def node_of(call: fx.Node) -> onnx.NodeProto:
 def is_opaque(node: fx.Node) -> bool:
     """Whether a node is a call of `onnx_node`."""
     return node.op == "call_function" and node.target is onnx_node
+
+
+def stops_gradient(node: fx.Node) -> bool:
+    """Whether no gradient passes a node: one that ONNX Runtime runs, or one that gives whole numbers or yes and no."""
+    dtype = notes(node).dtype
+    return is_opaque(node) or (dtype is not None and not dtype.is_floating_point)
+
+
+def in_reach(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes from which a gradient reaches the images."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if is_input(node) or (not stops_gradient(node) and found.intersection(node.all_input_nodes)):
+            found.add(node)
+    return found
+
+
+def check_gradient(loss: Tensor, what: str, instead: str) -> None:
+    """`OptionError` where `loss` does not depend, by a gradient, on what is to be learnt: `what` cannot be, do `instead`."""
+    if not loss.requires_grad:
+        raise OptionError(f"{what}: no gradient reaches it, as none passes operators that stay in float; {instead}")
 
 
 def float_operators(network: Network) -> list[str]:

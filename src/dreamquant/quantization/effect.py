@@ -17,8 +17,11 @@ import torch
 from torch import Tensor, fx
 
 from dreamquant.errors import ModelError
-from dreamquant.network.answers import margins, spreads
-from dreamquant.network.graph import Network, by_image, whole_batches
+from dreamquant.network.answers import margins, spread, spreads
+from dreamquant.network.graph import Network, by_image, output_nodes, whole_batches
+from dreamquant.network.notes import is_tensor
+from dreamquant.network.opaque import is_opaque, stops_gradient
+from dreamquant.network.outputs import SHAPE, VALUES, Output
 from dreamquant.network.scores import float_answers
 from dreamquant.quantization.grid import Grid, grid_of_range
 from dreamquant.quantization.histogram import BINS
@@ -57,7 +60,8 @@ def effects(network: Network, nodes: Collection[fx.Node], images: Tensor) -> dic
     """For nodes of a network's graph, what errors of their values on images (N, C, H, W) do to the answers.
 
     Followed are the `margins` of all outputs: of classes the distances between an image's largest score and the three next ones.
-    Nodes on which the answers do not depend are left out. Raises `ModelError` for answers without a gradient, or with one that is
+    What enters an operator that no gradient passes is followed as an answer of numbers. Nodes on which the answers do not depend
+    are left out. Raises `ModelError` for answers without a gradient, or with one that is
     not finite.
     """
     if not nodes:
@@ -67,10 +71,11 @@ def effects(network: Network, nodes: Collection[fx.Node], images: Tensor) -> dic
     limits = _limits(graph, nodes, pieces)
     variances = spreads(network.outputs, float_answers(network, images[:IMAGES], chunk=size))
     found: dict[fx.Node, list[Tensor]] = {}
+    ends = _ends(graph.graph)
     for piece in pieces:
-        recorder = _Recorder(graph, nodes)
+        recorder = _Recorder(graph, nodes, ends)
         with torch.enable_grad():
-            followed = _followed(network, recorder.run(piece), variances, len(piece))
+            followed = _followed(network, recorder.run(piece), variances, len(piece)) + _before(recorder.ends)
             if not followed:
                 raise ModelError("effect_limit asks how far errors move the answers, and they have no gradient")
             for number, margin in enumerate(followed):
@@ -97,13 +102,36 @@ def _followed(network: Network, result: Any, variances: list[float], count: int)
     return [margin for one in found for margin in one.sum(0)]
 
 
+def _ends(graph: fx.Graph) -> set[fx.Node]:
+    """The last tensors on which a gradient can be taken, in front of operators that have none and lead to the outputs."""
+    found: set[fx.Node] = set()
+    waiting = [node for node in graph.nodes if is_opaque(node)] + [one for one in output_nodes(graph) if stops_gradient(one)]
+    while waiting:
+        for source in waiting.pop().all_input_nodes:
+            if not stops_gradient(source) and is_tensor(source):
+                found.add(source)
+            elif not is_opaque(source):
+                waiting.append(source)
+    return found
+
+
+def _before(values: list[Tensor]) -> list[Tensor]:
+    """The margins of tensors that lead into such operators."""
+    found = []
+    for seed, value in enumerate(one for one in values if one.requires_grad and one.dim() > 1):
+        output = Output("", VALUES, SHAPE, "", 0, tuple(value.shape[1:]))
+        found += list(margins(output, value, spread(output, value.detach()), seed).sum(0))
+    return found
+
+
 class _Recorder(fx.Interpreter):
     """Runs a graph and keeps what some of its nodes compute, so that gradients of it can be taken where they are enabled."""
 
-    def __init__(self, graph: fx.GraphModule, nodes: Collection[fx.Node]) -> None:
+    def __init__(self, graph: fx.GraphModule, nodes: Collection[fx.Node], ends: Collection[fx.Node] = ()) -> None:
         super().__init__(graph)
         self.seen: dict[fx.Node, Tensor] = {}
-        self._nodes = nodes
+        self.ends: list[Tensor] = []
+        self._nodes, self._ends = nodes, ends
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
@@ -111,6 +139,8 @@ class _Recorder(fx.Interpreter):
             if torch.is_grad_enabled() and not value.requires_grad:
                 value = value.detach().requires_grad_()
             self.seen[n] = value
+        if n in self._ends:
+            self.ends.append(value)
         return value
 
 

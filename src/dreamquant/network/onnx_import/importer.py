@@ -124,8 +124,8 @@ def _check_layers(builder: Builder, name: str) -> None:
     if builder.tail and not any(is_call(node, WEIGHTED) for node in builder.graph.nodes):
         node = builder.tail[0]
         raise UnsupportedOperator(
-            f"{name}: node {label(node)!r} ({_title(node)}) has no counterpart, no layer comes before it, and its results have sizes"
-            " that depend on values, or a type that torch has not"
+            f"{name}: node {label(node)!r} ({_title(node)}) has no counterpart, no layer comes before it, and its results have"
+            " sizes that depend on values, or a type that torch has not"
         )
 
 

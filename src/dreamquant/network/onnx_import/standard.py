@@ -19,6 +19,7 @@ from dreamquant.runtime import MICROSOFT
 
 OLDEST, LIFTED, WITH_LAYERNORM = 7, 13, 17
 NEWEST_OLD = 10  # opsets up to this one are lifted
+EACH_CHANNEL = 21  # from this opset on GroupNormalization scales each channel, before it each group
 SKIPS = "SkipLayerNormalization"
 
 
@@ -47,8 +48,15 @@ class Pieces:
 
     def number(self, value: float) -> str:
         """Store a number."""
+        return self._store(np.asarray(value, np.float32))
+
+    def vector(self, *values: int) -> str:
+        """Store whole numbers."""
+        return self._store(np.array(values, np.int64))
+
+    def _store(self, array: NDArray[Any]) -> str:
         name = self.fresh("number")
-        self.stored.append(numpy_helper.from_array(np.asarray(value, np.float32), name))
+        self.stored.append(numpy_helper.from_array(array, name))
         return name
 
 
@@ -60,13 +68,13 @@ def standard(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
     opset = opset_of(proto)
     if opset < OLDEST:
         raise ModelError(f"{name}: written in opset {opset}; opset {OLDEST} and newer are read")
-    merged = [node for node in proto.graph.node if node.domain == MICROSOFT and node.op_type in TAKEN_APART]
+    merged = [node for node in proto.graph.node if (node.domain, node.op_type) in TAKEN_APART]
     needed = LIFTED if opset <= NEWEST_OLD else opset
     if any(node.op_type == SKIPS for node in merged):
         needed = max(needed, WITH_LAYERNORM)
     if needed > opset:
         proto = lifted(proto, needed, name)
-    return _taken_apart(proto) if merged else proto
+    return _rewritten(proto, TAKEN_APART) if merged else proto
 
 
 def opset_of(proto: onnx.ModelProto) -> int:
@@ -83,7 +91,7 @@ def lifted(proto: onnx.ModelProto, opset: int, name: str) -> onnx.ModelProto:
             f"{name}: has opset {opset_of(proto)}, {opset} is needed, and it cannot be raised: {' '.join(reason(error).split())}"
         ) from error
     helper.set_model_props(converted, {entry.key: entry.value for entry in proto.metadata_props})
-    return converted
+    return _rewritten(converted, PER_CHANNEL) if opset_of(proto) < EACH_CHANNEL <= opset else converted
 
 
 def _fresh(base: str, taken: set[str]) -> str:
@@ -106,16 +114,14 @@ def _names(graph: onnx.GraphProto) -> set[str]:
     return found
 
 
-# ---- operators that ONNX Runtime has merged
-
-
-def _taken_apart(proto: onnx.ModelProto) -> onnx.ModelProto:
+def _rewritten(proto: onnx.ModelProto, table: Mapping[tuple[str, str], Rewrite]) -> onnx.ModelProto:
+    """The model with other nodes in place of those that the table, by domain and operator, can write otherwise."""
     opset, taken = opset_of(proto), _names(proto.graph)
     nodes: list[onnx.NodeProto] = []
     stored: list[onnx.TensorProto] = []
     for node in proto.graph.node:
-        pieces = Pieces(node, taken)
-        if node.domain == MICROSOFT and node.op_type in TAKEN_APART and TAKEN_APART[node.op_type](pieces, opset):
+        pieces, rewrite = Pieces(node, taken), table.get((node.domain, node.op_type))
+        if rewrite is not None and rewrite(pieces, opset):
             nodes += pieces.nodes
             stored += pieces.stored
         else:
@@ -226,16 +232,30 @@ def _skip_layer_norm(pieces: Pieces, opset: int) -> bool:  # noqa: ARG001
     return True
 
 
-TAKEN_APART: dict[str, Callable[[Pieces, int], bool]] = {  # each says whether it could
-    "FusedConv": _fused_conv,
-    "FusedGemm": _fused_gemm,
-    "FusedMatMul": _fused_matmul,
-    "Gelu": _plain_gelu,
-    "BiasGelu": _bias_gelu,
-    "FastGelu": _fast_gelu,
-    "QuickGelu": _quick_gelu,
-    SKIPS: _skip_layer_norm,
+def _per_channel(pieces: Pieces, opset: int) -> bool:  # noqa: ARG001
+    """A GroupNormalization whose scale and bias are those of groups becomes one of channels, which ONNX's converter forgets."""
+    groups = pieces.vector(int(pieces.attributes["num_groups"]))
+    channels = pieces.op("Shape", pieces.input(0), start=1, end=2)
+    sizes = pieces.op("Concat", groups, pieces.op("Div", channels, groups), axis=0)
+    wide = [pieces.op("Expand", pieces.op("Unsqueeze", pieces.input(place), pieces.vector(1)), sizes) for place in (1, 2)]
+    flat = [pieces.op("Reshape", value, pieces.vector(-1)) for value in wide]
+    pieces.op("GroupNormalization", pieces.input(0), *flat, to=pieces.node.output[0], **pieces.attributes)
+    return True
+
+
+Rewrite = Callable[[Pieces, int], bool]  # says whether it could
+
+TAKEN_APART: dict[tuple[str, str], Rewrite] = {
+    (MICROSOFT, "FusedConv"): _fused_conv,
+    (MICROSOFT, "FusedGemm"): _fused_gemm,
+    (MICROSOFT, "FusedMatMul"): _fused_matmul,
+    (MICROSOFT, "Gelu"): _plain_gelu,
+    (MICROSOFT, "BiasGelu"): _bias_gelu,
+    (MICROSOFT, "FastGelu"): _fast_gelu,
+    (MICROSOFT, "QuickGelu"): _quick_gelu,
+    (MICROSOFT, SKIPS): _skip_layer_norm,
 }
+PER_CHANNEL: dict[tuple[str, str], Rewrite] = {("", "GroupNormalization"): _per_channel}
 
 
 # ---- branches whose condition is known

@@ -31,8 +31,8 @@ def verify(
 ) -> None:
     """Raise ModelError where `graph` and ONNX Runtime, running `model`, the file `path`, differ on noise (batch, C, H, W).
 
-    `proto` is the model as it was imported. Where the values `ends` of it, which the graph gives, are no outputs of the file, they
-    are compared with its own, and its outputs with the file's.
+    `proto` is the model as it was imported. Where the values `ends` of it, which the graph gives, are no outputs of the file,
+    they are compared with its own, and its outputs with the file's.
     """
     images = noise(batch, given.shape)
     if given.dtype == "uint8":
