@@ -58,9 +58,10 @@ class OnnxRunner:
         shown: Sequence[str] = (),
     ) -> None:
         self.name = "the ONNX model" if isinstance(source, bytes) else str(source)
-        if shown:
-            source = opened(onnx.load_from_string(source) if isinstance(source, bytes) else onnx.load(str(source)), shown)
         self.session = _session(source, self.name, threads, optimize)
+        if not {output.name for output in self.session.get_outputs()}.issuperset(shown):
+            proto = onnx.load_from_string(source) if isinstance(source, bytes) else onnx.load(str(source))
+            self.session = _session(opened(proto, shown), self.name, threads, optimize)
         inputs = self.session.get_inputs()
         if len(inputs) != 1 or inputs[0].type not in DTYPES or len(inputs[0].shape) != 4:
             given = ", ".join(f"{i.name}: {i.type} {i.shape}" for i in inputs)

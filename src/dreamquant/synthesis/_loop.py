@@ -236,10 +236,8 @@ def class_count(network: Network) -> int:
         given = "; ".join(map(str, network.outputs))
         raise OptionError(f"the network gives no class scores, and this method dreams of classes; its outputs: {given}")
     if not scores_classes(network):
-        name, stays = network.outputs[place].name, ", ".join(float_operators(network))
-        raise OptionError(
-            f"this method dreams of classes, and no gradient leads from {name} to the images: {stays} stay in float"
-        )
+        name, kept = network.outputs[place].name, ", ".join(float_operators(network)) or "whole numbers"
+        raise OptionError(f"this method dreams of classes, and no gradient leads from {name} to the images, through {kept}")
     return network.outputs[place].classes
 
 

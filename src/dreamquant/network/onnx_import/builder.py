@@ -48,6 +48,7 @@ class Builder:
         self.values: dict[str, fx.Node | Known] = {}
         self.tail: list[onnx.NodeProto] = []  # nodes that are left behind
         self.behind: set[str] = set()  # what they compute
+        self.reasons: dict[str, str] = {}  # by the first output of a node why it, and not only what it reads, is left behind
         self.staying: set[str] = set()  # values of operators without a counterpart
         self.branches: dict[str, str] = {}  # of each If, by its first output, the attribute of the branch that it takes
         self._fake: dict[fx.Node, Any] = {}

@@ -123,10 +123,8 @@ def _check_layers(builder: Builder, name: str) -> None:
     """`UnsupportedOperator` where all layers come behind a node that had to be left behind."""
     if builder.tail and not any(is_call(node, WEIGHTED) for node in builder.graph.nodes):
         node = builder.tail[0]
-        raise UnsupportedOperator(
-            f"{name}: node {label(node)!r} ({_title(node)}) has no counterpart, no layer comes before it, and its results have"
-            " sizes that depend on values, or a type that torch has not"
-        )
+        unasked = f"{name}: node {label(node)!r} ({_title(node)}): it gives no answer to each image"
+        raise UnsupportedOperator(f"{builder.reasons.get(node.output[0], unasked)}; no layer comes before it")
 
 
 def _branches(proto: onnx.ModelProto, name: str, given: ImageInput) -> dict[str, str]:
@@ -258,11 +256,12 @@ def _add(builder: Builder, node: onnx.NodeProto) -> None:
     else:
         try:
             results = _converted(builder, node)
-        except UnsupportedOperator:
+        except UnsupportedOperator as reason:
             if not can_stay(node, builder.opset):
                 raise
             staying = stays(builder, node)
             if staying is None:
+                builder.reasons[node.output[0]] = str(reason)
                 return builder.leave(node)
             builder.staying.update(filter(None, node.output))
             results = staying
