@@ -419,7 +419,7 @@ UPSAMPLED = {"s": np.array([1, 1, 2, 2], np.float32)}
         ([resized(mode="cubic", cubic_coeff_a=-0.5)], UPSAMPLED, "Resize"),
         ([node("CumSum", "x a", reverse=1)], {"a": np.int64(1)}, "CumSum"),
         ([node("ArgMax", "x", "i", axis=1, select_last_index=1), node("Cast", "i", to=1)], {}, "ArgMax"),
-        ([node("MaxPool", "x", "m i", kernel_shape=[2, 2]), node("Cast", "i", to=1)], {}, "MaxPool"),
+        ([node("MaxPool", "x", "y i", kernel_shape=[2, 2])], {}, "MaxPool"),
         ([node("Cast", "x", "h", to=TensorProto.DOUBLE), node("Cast", "h", to=1)], {}, "Cast"),
         ([node("Pad", "x p", mode="edge")], {"p": np.array([0, 1, 0, 0, 0, 0, 0, 0])}, "Pad"),
         ([node("AveragePool", "x", kernel_shape=[2, 2], dilations=[2, 2])], {}, "AveragePool"),

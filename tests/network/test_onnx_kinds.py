@@ -115,11 +115,9 @@ def choice(condition: str, output: str, yes: onnx.GraphProto, no: onnx.GraphProt
 
 
 def layer_in_a_branch() -> onnx.ModelProto:
-    """A layer, and in it another choice, under names that the graph has too."""
-    inner = choice(
-        "cond", "c1", branch("a", [node("Conv", "r1 w", "o", pads=[1] * 4)], "o"), branch("b", [node("Identity", "r1", "o")], "o")
-    )
-    yes = branch("yes", [inner, node("Relu", "c1", "o")], "o", {"w": WEIGHTS["w2"]})
+    """A choice in a choice; the branches of each call their values alike."""
+    left, right = branch("a", [node("Conv", "r1 w", "p", pads=[1] * 4)], "p"), branch("b", [node("Neg", "r1", "p")], "p")
+    yes = branch("yes", [choice("cond", "i", left, right), node("Relu", "i", "o")], "o", {"w": WEIGHTS["w2"]})
     no = branch("no", [node("Neg", "r1", "o")], "o")
     return model([*FIRST, choice("cond", "c2", yes, no), SECOND[1], *HEAD], {"cond": np.array(True)})
 

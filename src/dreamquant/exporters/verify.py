@@ -117,9 +117,8 @@ def verify(
     from the student's than rounding can put it; and where the runtime's own way to compute the file moves an output from the
     student's, unless it is by values that lie on a border.
     """
-    proto = onnx.load(str(file))
-    outputs = outputs or [output.name for output in proto.graph.output]
     runner = onnx_runner(file, shown=outputs)
+    proto, outputs = onnx.load(str(file)), list(runner.outputs)
     count = read_back(student, proto, integers, stored)
     compared = _Compared(student, proto, outputs, integers)
     allowance = compared.allowance(images)

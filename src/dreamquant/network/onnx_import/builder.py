@@ -25,6 +25,10 @@ REFUSED_DTYPES = ("float16", "bfloat16", "float64")
 FLOAT32_ONLY = "only float32 networks are read; convert the file to float32 first"
 
 
+class Computed(UnsupportedOperator):
+    """What a node needs to know, as sizes, depends on the images."""
+
+
 @dataclass(frozen=True)
 class Known:
     """A value that does not depend on the images: `array`, under the file's `name` for it.
@@ -226,7 +230,9 @@ class Op:
         """Input `index`, which must not depend on the images; UnsupportedOperator otherwise."""
         value = self.value(index)
         if not isinstance(value, Known):
-            self.refuse(f"input {index} ({self.node.input[index]!r}) depends on the images; only a constant can be read")
+            self.refuse(
+                f"input {index} ({self.node.input[index]!r}) depends on the images; only a constant can be read", Computed
+            )
         return value.array
 
     def integers(self, index: int) -> list[int]:
@@ -272,9 +278,9 @@ class Op:
         if any(self.node.output[1:]):
             self.refuse(f"its output {next(filter(None, self.node.output[1:]))!r} is used; only the first can be computed")
 
-    def refuse(self, why: str) -> NoReturn:
+    def refuse(self, why: str, kind: type[UnsupportedOperator] = UnsupportedOperator) -> NoReturn:
         """Raise UnsupportedOperator, naming this node."""
-        raise UnsupportedOperator(f"{self.builder.model}: node {label(self.node)!r} ({self.node.op_type}): {why}")
+        raise kind(f"{self.builder.model}: node {label(self.node)!r} ({self.node.op_type}): {why}")
 
 
 def label(node: onnx.NodeProto) -> str:

@@ -21,7 +21,7 @@ from dreamquant.network.front import take_channels_first
 from dreamquant.network.graph import input_node, record_shapes
 from dreamquant.network.live import check_trial
 from dreamquant.network.notes import notes, set_notes
-from dreamquant.network.onnx_import.builder import OPERATORS, Array, Builder, Known, Op, label
+from dreamquant.network.onnx_import.builder import OPERATORS, Array, Builder, Computed, Known, Op, label
 from dreamquant.network.onnx_import.interface import ImageInput, image_input
 from dreamquant.network.onnx_import.standard import opset_of, standard, without_axes, without_branches
 from dreamquant.network.onnx_import.staying import stays
@@ -259,7 +259,7 @@ def _add(builder: Builder, node: onnx.NodeProto) -> None:
         except UnsupportedOperator as reason:
             if not can_stay(node, builder.opset):
                 raise
-            staying = stays(builder, node)
+            staying = None if isinstance(reason, Computed) else stays(builder, node)
             if staying is None:
                 builder.reasons[node.output[0]] = str(reason)
                 return builder.leave(node)
