@@ -230,9 +230,7 @@ class Op:
         """Input `index`, which must not depend on the images; UnsupportedOperator otherwise."""
         value = self.value(index)
         if not isinstance(value, Known):
-            self.refuse(
-                f"input {index} ({self.node.input[index]!r}) depends on the images; only a constant can be read", Computed
-            )
+            self.refuse(f"input {index} ({self.node.input[index]!r}) depends on the images, and is no constant", Computed)
         return value.array
 
     def integers(self, index: int) -> list[int]:
