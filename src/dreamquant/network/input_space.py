@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dreamquant.errors import OptionError, unknown
+from dreamquant.errors import ModelError, OptionError, unknown
 from dreamquant.runtime import LAYOUT_KEY
 
 LAYOUTS = ("NCHW", "NHWC")
