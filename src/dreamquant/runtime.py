@@ -137,7 +137,11 @@ def guessed_layout(sizes: Sequence[int | None]) -> str:
 
 
 def opened(proto: onnx.ModelProto, shown: Iterable[str]) -> bytes:
-    """A model that gives some of its inner values too."""
+    """A model that gives some of its inner values too; ModelError where it has no such value."""
+    made = {name for node in proto.graph.node for name in node.output} | {value.name for value in proto.graph.input}
+    for name in shown:
+        if name not in made:
+            raise ModelError(f"no value of the ONNX model is called {name!r}")
     wider = onnx.ModelProto()
     wider.CopyFrom(proto)
     given = {output.name for output in proto.graph.output}

@@ -92,6 +92,11 @@ def compare(
     statement = Statement(tuple(mean or ()) or None, tuple(std or ()) or None, pixels, layout, channels)
     first, second = (onnx_runner(path, threads=threads, layout=layout) for path in (a, b))
     files = _files(first, second, input_shape, samples)
+    network, unread = _readable(files, (a, b))
+    if network is not None and network.source.tail is not None:  # sizes of outputs that depend on values cannot be compared
+        inner = network.source.ends
+        first, second = (onnx_runner(path, threads=threads, layout=layout, shown=inner) for path in (a, b))
+        files = _files(first, second, input_shape, samples)
     space = InputSpace() if samples is not None and data is None else _space(files, statement)
     real = None if data is None else _real(files, data, space)
     if samples is not None:
@@ -99,7 +104,7 @@ def compare(
     images = _given(files, samples) if samples is not None else real or _procedural(files, space, count, seed)
     stored = contents(a), contents(b)
     latency, untimed = _latency(files, (a, b), batch, threads, rounds)
-    kinds, unknown_kinds = _kinds(files, (a, b), outputs or {})
+    kinds = _kinds(network, outputs or {}, unread)
     tallies = _tallies(files, stored, kinds)
     ranks = None if data is None or data.labels.min() < 0 else Ranks(int(data.labels.max()), tallies)
     for done, values, labels in files.answers(images.batches):
@@ -122,7 +127,7 @@ def compare(
         matched=files.matched,
         outputs=[tally.result() for tally in tallies],
         accuracy=None if ranks is None else ranks.result(),
-        notes=[*files.notes, *unknown_kinds, *images.notes, *untimed, *_unlabelled(data, ranks)],
+        notes=[*files.notes, *_notes(network), *images.notes, *untimed, *_unlabelled(data, ranks)],
     )
 
 
@@ -132,8 +137,9 @@ def _tallies(files: _Files, stored: tuple[Contents, Contents], kinds: Mapping[st
     return [Tally(names, (x, y), (x in one.probabilities, y in other.probabilities), kinds.get(x)) for x, y in files.pairs]
 
 
-def _kinds(files: _Files, paths: tuple[Path, Path], stated: Mapping[str, str]) -> tuple[dict[str, KindOfOutput], list[str]]:
-    """What the outputs are, by a's names, from the first of the files that can be read; and notes on how that is known."""
+def _readable(files: _Files, paths: tuple[Path, Path]) -> tuple[Network | None, str]:
+    """The network of the first of the files that can be read, its outputs called as the first file calls them; or why neither
+    can."""
     reasons = []
     for place, path in enumerate(paths):
         try:
@@ -142,12 +148,27 @@ def _kinds(files: _Files, paths: tuple[Path, Path], stated: Mapping[str, str]) -
             reasons.append(str(error))
             continue
         names = {pair[place]: pair[0] for pair in files.pairs}
-        found = tuple(replace(output, name=names[output.name]) for output in network.outputs)
-        known = restated(replace(network, outputs=found), stated)
-        return {output.name: output for output in known if output.certain}, []
-    if stated:
-        raise OptionError(f"kinds of outputs are stated, and neither file can be read to hold them against it: {reasons[0]}")
-    return {}, ["neither file can be read, so outputs of classes are told by their shape"]
+        found = tuple(replace(output, name=names.get(output.name, output.name)) for output in network.outputs)
+        return replace(network, outputs=found), ""
+    return None, reasons[0]
+
+
+def _kinds(network: Network | None, stated: Mapping[str, str], unread: str) -> dict[str, KindOfOutput]:
+    """What the outputs are, by a's names, from a network that was read from one of the files."""
+    if network is None:
+        if stated:
+            raise OptionError(f"kinds of outputs are stated, and neither file can be read to hold them against it: {unread}")
+        return {}
+    return {output.name: output for output in restated(network, stated) if output.certain}
+
+
+def _notes(network: Network | None) -> list[str]:
+    if network is None:
+        return ["neither file can be read, so outputs of classes are told by their shape"]
+    if network.source.tail is not None:
+        read = ", ".join(network.source.ends)
+        return [f"the outputs have sizes that depend on values: compared is what their operators read, {read}"]
+    return []
 
 
 # ---- two files
