@@ -23,15 +23,17 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import dreamquant  # isort: skip  # before torch
 import torch
+from onnxruntime.quantization import CalibrationMethod
 from torch import Tensor
 
 from benchmarks.networks import SUBJECTS, Answers, Subject
+from benchmarks.other_tools import nncf_quantize, onnxruntime_static, with_channel_grids
 from benchmarks.run import RESULTS, circumstances
 from dreamquant.assess.assess import float_file
 from dreamquant.network.answers import distances
@@ -39,7 +41,7 @@ from dreamquant.network.graph import Network
 from dreamquant.network.scores import file_answers
 from dreamquant.runtime import onnx_runner
 from dreamquant.samples import Samples
-from dreamquant.storage import save_samples
+from dreamquant.storage import read_samples, save_samples
 
 FILES, LOOKS, PLACE = Path("runs/zoo"), Path("runs/zoo.jsonl"), RESULTS / "zoo.jsonl"
 Row = dict[str, Any]
@@ -49,12 +51,13 @@ Row = dict[str, Any]
 class Job:
     """What a method is given, in a process of its own: a network by name, and the file that it shall write.
 
-    `real` is a file of real images, as the network is fed them.
+    `float_file` is the network as ONNX, and `real` a file of real images, as the network is fed them.
     """
 
     network: str
     data: Path
     output: Path
+    float_file: Path
     real: Path
     settings: tuple[str, ...] = ()
     seed: int = 0
@@ -83,7 +86,31 @@ def ours_images(job: Job) -> Row:
     return ours(job, images=True)
 
 
-METHODS: dict[str, Callable[[Job], Row]] = {"ours": ours, "ours-images": ours_images}
+def other(job: Job, *, tool: Callable[[Path, Path, Samples, str], None], noise: bool) -> Row:
+    """Another tool, on the real images or on as many of independent pixels with the mean and deviation of the input space."""
+    network = NAMED[job.network].load(job.data)
+    samples = read_samples(job.real)
+    if noise:
+        samples = dreamquant.synthesize(network, len(samples), method="noise", seed=job.seed)
+    if network.space.layout == "NHWC":
+        samples = Samples(samples.images.permute(0, 2, 3, 1))
+    source = with_channel_grids(job.float_file, job.output.with_name("newer.onnx"))
+    tool(source, job.output, samples, onnx_runner(source).input_name)
+    return {"images": len(samples)}
+
+
+TOOLS = {
+    "ort-minmax": onnxruntime_static,
+    "ort-percentile": partial(onnxruntime_static, ranges=CalibrationMethod.Percentile),
+    "ort-entropy": partial(onnxruntime_static, ranges=CalibrationMethod.Entropy),
+    "nncf": nncf_quantize,
+}
+METHODS: dict[str, Callable[[Job], Row]] = {
+    "ours": ours,
+    "ours-images": ours_images,
+    **{name: partial(other, tool=tool, noise=False) for name, tool in TOOLS.items()},
+    **{f"{name}-noise": partial(other, tool=tool, noise=True) for name, tool in TOOLS.items()},
+}
 NAMED = {subject.name: subject for subject in SUBJECTS}
 
 
@@ -182,9 +209,14 @@ def measure(tested: Tested, method: str, given: argparse.Namespace) -> Row:
     if method == "float":
         return tested.measured(tested.file)
     output = tested.folder / f"{method}{f'.{given.label}' if given.label else ''}.onnx"
-    job = Job(tested.subject.name, given.data, output, tested.real, tuple(given.settings), given.seed)
+    job = Job(tested.subject.name, given.data, output, tested.file, tested.real, tuple(given.settings), given.seed)
     said = made(method, job)
-    return said if "refused" in said or "failed" in said else said | tested.measured(output)
+    if "refused" in said or "failed" in said:
+        return said
+    try:
+        return said | tested.measured(output)
+    except dreamquant.DreamQuantError as error:  # the runtime's, of a tool's file
+        return said | {"failed": str(error)}
 
 
 def rows_of(place: Path) -> list[Row]:
