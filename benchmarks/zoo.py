@@ -6,7 +6,7 @@
 
 A row is one network (`benchmarks.networks`) and one method: what its answers are worth in ONNX Runtime, how far they are from
 the float network's (`distance`, that of the outputs' own kinds, summed), its size, and the processor seconds and the most memory
-that making it took, in a process of its own. A row that is there is not measured again without --again; the last counts.
+that making it took, in a process of its own. The method `latency` times the files that are there in turns, in one run. A row that is there is not measured again without --again; the last counts.
 
 With --count there are fewer images to test on, and with --settings another recipe is run: such rows go to `runs/zoo.jsonl` and
 stay out of the table, and so does what --results names. Files are kept in `runs/zoo`.
@@ -15,6 +15,7 @@ stay out of the table, and so does what --results names. Files are kept in `runs
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import re
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import dreamquant  # isort: skip  # before torch
+import numpy as np
 import torch
 from onnxruntime.quantization import CalibrationMethod
 from torch import Tensor
@@ -36,6 +38,7 @@ from benchmarks.networks import SUBJECTS, Answers, Subject
 from benchmarks.other_tools import nncf_quantize, onnxruntime_static, with_channel_grids
 from benchmarks.run import RESULTS, circumstances
 from dreamquant.assess.assess import float_file
+from dreamquant.assess.latency import times_in_turns
 from dreamquant.network.answers import distances
 from dreamquant.network.graph import Network
 from dreamquant.network.scores import file_answers
@@ -111,6 +114,7 @@ METHODS: dict[str, Callable[[Job], Row]] = {
     **{name: partial(other, tool=tool, noise=False) for name, tool in TOOLS.items()},
     **{f"{name}-noise": partial(other, tool=tool, noise=True) for name, tool in TOOLS.items()},
 }
+ROUNDS = 40  # of timing
 NAMED = {subject.name: subject for subject in SUBJECTS}
 
 
@@ -136,6 +140,10 @@ class Tested:
         place = FILES / self.subject.name
         place.mkdir(parents=True, exist_ok=True)
         return place
+
+    def place(self, method: str, label: str) -> Path:
+        """Where a method's file lies."""
+        return self.folder / f"{method}{f'.{label}' if label and is_ours(method) else ''}.onnx"
 
     @cached_property
     def real(self) -> Path:
@@ -172,8 +180,14 @@ class Tested:
             "distance": distances(self.network.outputs, expected, actual),
             "test_images": len(self.labels),
             "bytes": file.stat().st_size,
+            "sha": sha(file),
             "float_bytes": self.file.stat().st_size,
         }
+
+
+def is_ours(method: str) -> bool:
+    """Whether settings are for it."""
+    return method in ("ours", "ours-images")
 
 
 def made(method: str, job: Job) -> Row:
@@ -208,7 +222,9 @@ def measure(tested: Tested, method: str, given: argparse.Namespace) -> Row:
     """One row but for its names."""
     if method == "float":
         return tested.measured(tested.file)
-    output = tested.folder / f"{method}{f'.{given.label}' if given.label else ''}.onnx"
+    if method == "latency":
+        return latency(tested, given.label)
+    output = tested.place(method, given.label)
     job = Job(tested.subject.name, given.data, output, tested.file, tested.real, tuple(given.settings), given.seed)
     said = made(method, job)
     if "refused" in said or "failed" in said:
@@ -217,6 +233,29 @@ def measure(tested: Tested, method: str, given: argparse.Namespace) -> Row:
         return said | tested.measured(output)
     except dreamquant.DreamQuantError as error:  # the runtime's, of a tool's file
         return said | {"failed": str(error)}
+
+
+def latency(tested: Tested, label: str) -> Row:
+    """Times of the files that were made on no data or on real images, in turns; of ours, those of the label. `speed` is float's
+    time over a file's: the lower quartile, median and upper quartile of the rounds."""
+    files = {"float": tested.file} | {name: tested.place(name, label) for name in METHODS if not name.endswith("-noise")}
+    files = {name: file for name, file in files.items() if file.exists()}
+    network = tested.network
+    times = times_in_turns(
+        list(files.values()),
+        input_shape=network.input_shape,
+        batch=network.batch or 1,
+        rounds=ROUNDS,
+        layout=network.space.layout,
+    )
+    ratios = np.percentile(times[:, :1] / times, (25, 50, 75), axis=0)
+    told = zip(files, np.median(times, axis=0), ratios.T.round(3).tolist(), strict=True)
+    return {"times": {name: {"ms": 1000 * float(ms), "speed": speed, "sha": sha(files[name])} for name, ms, speed in told}}
+
+
+def sha(file: Path) -> str:
+    """A short text that tells files apart."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
 
 
 def rows_of(place: Path) -> list[Row]:
@@ -240,6 +279,8 @@ def said(row: Row) -> str:
     why = row.get("refused") or row.get("failed")
     if why:
         return f"{names} {'refused' if 'refused' in row else 'failed'}: {why}"
+    if "times" in row:
+        return f"{names} " + ", ".join(f"{name} {one['ms']:.2f} ms" for name, one in row["times"].items())
     beside = "".join(f", {name} {value:.2f}" for name, value in row["beside"].items())
     cost = f", {row['processor_seconds']:.0f} s, {row['peak_mb']} MB" if "peak_mb" in row else ""
     return (
@@ -251,7 +292,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="the data folder")
     parser.add_argument("--only", type=names_of(list(NAMED)), default=[], metavar="NETWORK,...", help=f"of {', '.join(NAMED)}")
-    every = ["float", *METHODS]
+    every = ["float", *METHODS, "latency"]
     parser.add_argument("--methods", type=names_of(every), default=every, metavar="METHOD,...", help=f"of {', '.join(every)}")
     parser.add_argument("--count", type=int, help="images to test on, at even distances")
     parser.add_argument("--settings", nargs="+", default=[], metavar="STAGE.OPTION=VALUE", help="of the recipe, for ours")
@@ -266,7 +307,7 @@ def main() -> None:
     done = {key(row): row for row in rows_of(place)}
     tested: Tested | None = None
     for subject, method in wanted(given):
-        label = given.label if method.startswith("ours") else ""
+        label = given.label if is_ours(method) or method == "latency" else ""
         names = {"network": subject.name, "method": method, "label": label, "seed": given.seed, "count": given.count}
         if key(names) in done and not given.again:
             print(said(done[key(names)]), "(measured before)", flush=True)
