@@ -6,7 +6,8 @@
 
 A row is one network (`benchmarks.networks`) and one method: what its answers are worth in ONNX Runtime, how far they are from
 the float network's (`distance`, that of the outputs' own kinds, summed), its size, and the processor seconds and the most memory
-that making it took, in a process of its own. The method `latency` times the files that are there in turns, in one run. A row that is there is not measured again without --again; the last counts.
+that making it took, in a process of its own. The method `latency` times the files that are there in turns, in one run. A row
+that is there is not measured again without --again; the last counts.
 
 With --count there are fewer images to test on, and with --settings another recipe is run: such rows go to `runs/zoo.jsonl` and
 stay out of the table, and so does what --results names. Files are kept in `runs/zoo`.
@@ -171,7 +172,7 @@ class Tested:
         """What a file is worth."""
         expected = self.expected
         actual = expected if file == self.file else self.answers(file)
-        worth = self.subject.worth(Answers(self.network, expected, actual, self.labels))
+        worth = self.subject.worth(Answers(self.data, file, self.network, expected, actual, self.labels))
         metric, *beside = worth.items()
         return {
             "metric": metric[0],
