@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dreamquant.network.graph import aten
+from dreamquant.network.notes import Notes, exported_value, set_notes
 
 
 def scaled_dot_product_attention(
@@ -133,15 +134,14 @@ def infer_sizes(graph: fx.GraphModule) -> None:
 def _is_cast_to_same(node: fx.Node) -> bool:
     if node.target not in (aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout):
         return False
-    source = node.args[0]
-    value, before = node.meta.get("val"), source.meta.get("val") if isinstance(source, fx.Node) else None
+    value, before = exported_value(node), exported_value(node.args[0])
     return isinstance(value, Tensor) and isinstance(before, Tensor) and value.dtype == before.dtype
 
 
 def flatten_attributes(module: nn.Module, graph: fx.Graph) -> fx.GraphModule:
     """A GraphModule around `graph` whose tensors stand under flat names, one `get_attr` node a tensor, without gradients.
 
-    `get_attr` nodes get the tensor's dotted name as `meta["origin"]`.
+    `get_attr` nodes note the tensor's dotted name as their `origin`.
     """
     root = nn.Module()
     seen: dict[int, fx.Node] = {}
@@ -157,7 +157,7 @@ def flatten_attributes(module: nn.Module, graph: fx.Graph) -> fx.GraphModule:
             graph.erase_node(node)
             continue
         seen[id(value)] = node
-        node.meta["origin"] = str(node.target)
+        set_notes(node, Notes(origin=str(node.target)))
         name = str(node.target).replace(".", "_").lstrip("_") or "tensor"
         while hasattr(root, name):
             name += "_"

@@ -20,6 +20,7 @@ from dreamquant.network.front import (
 )
 from dreamquant.network.graph import Network, Source, is_input, output_nodes, record_shapes
 from dreamquant.network.input_space import DTYPES, standard
+from dreamquant.network.notes import drop_foreign, exported_value, is_tensor
 from dreamquant.network.outputs import find_outputs
 from dreamquant.runtime import guessed_layout
 
@@ -86,7 +87,7 @@ def flatten(program: torch.export.ExportedProgram) -> fx.GraphModule:
     flat = flatten_attributes(module, graph)
     flat.eval()
     for node in flat.graph.nodes:
-        node.meta = {key: value for key, value in node.meta.items() if key == "origin"}
+        drop_foreign(node)
     flat.graph.lint()
     flat.recompile()
     return flat
@@ -116,7 +117,7 @@ def _export(module: nn.Module, sizes: tuple[int, ...], dtype: torch.dtype, sourc
 def _program_input(program: torch.export.ExportedProgram, source: Source) -> tuple[tuple[int, int, int, int], torch.dtype]:
     """Sizes of a program's images as it takes them, its batch first, and their number type."""
     names = set(program.graph_signature.user_inputs)
-    values = [node.meta["val"] for node in program.graph.nodes if is_input(node) and node.name in names]
+    values = [exported_value(node) for node in program.graph.nodes if is_input(node) and node.name in names]
     if len(values) != 1 or values[0].dim() != 4:
         found = ", ".join(str(tuple(value.shape)) for value in values) or "none"
         raise ModelError(f"{source.text}: one input of images (N, C, H, W) is needed, the program has {found}")
@@ -147,7 +148,7 @@ def _check(graph: fx.GraphModule, source: Source) -> None:
     if sum(map(is_input, graph.graph.nodes)) != 1:
         raise ModelError(f"{source.text}: one input of images (N, C, H, W) is needed")
     for node in output_nodes(graph.graph):
-        if "shape" not in node.meta:
+        if not is_tensor(node):
             raise ModelError(f"{source.text}: the output {node} is not a tensor")
     for name, tensor in graph.named_buffers():
         bad = int((~torch.isfinite(tensor)).sum()) if tensor.is_floating_point() else 0

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor, fx
 
 from dreamquant.network.graph import tensor_of
+from dreamquant.network.notes import Notes, notes, set_notes
 
 
 def bias_of(module: fx.GraphModule, layer: fx.Node) -> Tensor | None:
@@ -14,13 +17,13 @@ def bias_of(module: fx.GraphModule, layer: fx.Node) -> Tensor | None:
 
 
 def set_tensor(module: fx.GraphModule, node: fx.Node, value: Tensor) -> None:
-    """Replace the tensor that a `get_attr` node reads; `meta["changed"]` says that it is no longer the file's."""
+    """Replace the tensor that a `get_attr` node reads; `changed` in its notes says that it is no longer the file's."""
     setattr(module, str(node.target), value)
-    node.meta["changed"] = True
+    set_notes(node, replace(notes(node), changed=True))
 
 
 def set_bias(module: fx.GraphModule, layer: fx.Node, value: Tensor) -> None:
-    """Replace the bias of a layer with weights. One that it had not gets `meta["gained"]`, the layer's name."""
+    """Replace the bias of a layer with weights. One that it had not notes whose it is: `gained`."""
     bias = layer.args[2] if len(layer.args) > 2 else None
     if isinstance(bias, fx.Node):
         set_tensor(module, bias, value)
@@ -31,5 +34,5 @@ def set_bias(module: fx.GraphModule, layer: fx.Node, value: Tensor) -> None:
     module.register_buffer(name, value)
     with module.graph.inserting_before(layer):
         node = module.graph.get_attr(name)
-    node.meta.update(shape=tuple(value.shape), dtype=value.dtype, gained=layer.name)
+    set_notes(node, Notes(tuple(value.shape), value.dtype, gained=layer.name))
     layer.args = (*layer.args[:2], node, *layer.args[3:])
