@@ -2,7 +2,7 @@
 
     python -m benchmarks.zoo --data DATA [--only NETWORK,...] [--methods ours,...] [--again]
     python -m benchmarks.zoo --data DATA --only yolox_nano --label mse --settings quantization.changes.activation_ranges=mse
-    python -m benchmarks.zoo --table
+    python -m benchmarks.zoo --table [worth|distance|cost]
 
 A row is one network (`benchmarks.networks`) and one method: what its answers are worth in ONNX Runtime, how far they are from
 the float network's (`distance`, that of the outputs' own kinds, summed), its size, and the processor seconds and the most memory
@@ -38,6 +38,7 @@ from torch import Tensor
 from benchmarks.networks import SUBJECTS, Answers, Subject
 from benchmarks.other_tools import nncf_quantize, onnxruntime_static, with_channel_grids
 from benchmarks.run import RESULTS, circumstances
+from benchmarks.zoo_tables import TABLES, tables
 from dreamquant.assess.assess import float_file
 from dreamquant.assess.latency import times_in_turns
 from dreamquant.network.answers import distances
@@ -291,7 +292,8 @@ def said(row: Row) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="the data folder")
+    parser.add_argument("--data", type=Path, help="the data folder")
+    parser.add_argument("--table", nargs="?", const="worth", choices=TABLES, help="print rows as Markdown, and measure nothing")
     parser.add_argument("--only", type=names_of(list(NAMED)), default=[], metavar="NETWORK,...", help=f"of {', '.join(NAMED)}")
     every = ["float", *METHODS, "latency"]
     parser.add_argument("--methods", type=names_of(every), default=every, metavar="METHOD,...", help=f"of {', '.join(every)}")
@@ -304,6 +306,11 @@ def main() -> None:
     given = parser.parse_args()
     given.label = " ".join(given.settings) if given.label is None else given.label
     place = given.results or (LOOKS if given.count or given.settings or given.label else PLACE)
+    if given.table:
+        print(tables(rows_of(place), [given.table]))
+        return
+    if given.data is None:
+        parser.error("--data is needed: the folder of models and images")
     torch.set_num_threads(1)
     done = {key(row): row for row in rows_of(place)}
     tested: Tested | None = None
