@@ -11,7 +11,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from dreamquant.errors import DreamQuantError, UnsupportedOperator
+from dreamquant.assess.compare import compare
+from dreamquant.errors import DreamQuantError, ModelError, UnsupportedOperator
 from dreamquant.exporters.export import Artifact, export
 from dreamquant.exporters.qdq import check_writable
 from dreamquant.flow import run
@@ -519,6 +520,22 @@ def test_outputs_that_are_turned_are_learnt_layer_by_layer(tmp_path: Path) -> No
     run(tmp_path / "tiny.onnx", tmp_path / "out.onnx", bits="W4A4", pixels="none", settings=SETTINGS, estimate=False)
 
     assert (tmp_path / "out.onnx").exists()
+
+
+def test_outputs_whose_sizes_depend_on_values_are_compared_by_what_they_are_made_of(tmp_path: Path) -> None:
+    network = opened(STAYING["boxes-picked"][0](), tmp_path)
+    artifact, samples = written(network, tmp_path)
+    found = compare(tmp_path / "tiny.onnx", artifact.path, samples=samples, rounds=1)
+    assert [output.name for output in found.outputs] == ["boxes", "scores"]
+    assert "compared is what is read for them, boxes, scores" in found.notes[0]
+
+    other = onnx.load(str(artifact.path))
+    for one in other.graph.node:
+        one.input[:] = ["x_scores" if name == "scores" else name for name in one.input]
+        one.output[:] = ["x_scores" if name == "scores" else name for name in one.output]
+    onnx.save(other, str(tmp_path / "other.onnx"))
+    with pytest.raises(ModelError, match="other.onnx has no boxes, scores for them"):
+        compare(tmp_path / "tiny.onnx", tmp_path / "other.onnx", samples=samples, rounds=1)
 
 
 def test_dreamers_say_that_no_gradient_passes(tmp_path: Path) -> None:

@@ -62,8 +62,9 @@ def assess(
     answers = [probe(network, runner, samples) for samples in probes]
     with tempfile.TemporaryDirectory() as folder:
         reference = float_file(network, Path(folder))
+        batch = network.batch or runner.batch or onnx_runner(reference).batch or 1
         latency = compare_latency(
-            reference, artifact.path, input_shape=network.input_shape, batch=network.batch, layout=network.space.layout
+            reference, artifact.path, input_shape=network.input_shape, batch=batch, layout=network.space.layout
         )
         size = reference.stat().st_size
     agreed = agreement(network.outputs, expected, actual)
