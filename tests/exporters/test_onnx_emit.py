@@ -22,7 +22,8 @@ from dreamquant.errors import ModelError, OptionError, UnsupportedOperator
 from dreamquant.exporters.onnx_emit import emit
 from dreamquant.exporters.onnx_emit.naming import live_nodes
 from dreamquant.network.capture import flatten
-from dreamquant.network.graph import aten, input_node, output_nodes, record_shapes, tensor_of
+from dreamquant.network.graph import aten, input_node, output_nodes, tensor_of
+from dreamquant.network.interpreter import record_shapes
 from dreamquant.network.notes import exported_value, notes, set_notes
 from dreamquant.network.operators import data_nodes
 

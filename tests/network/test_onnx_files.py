@@ -16,7 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import fx, nn
 
 from dreamquant.errors import ModelError, UnsupportedOperator
-from dreamquant.network.graph import Network, input_node, output_nodes, record_shapes, tensor_of
+from dreamquant.network.graph import Network, input_node, output_nodes, tensor_of
+from dreamquant.network.interpreter import record_shapes
 from dreamquant.network.notes import dtype_of, notes, shape_of
 from dreamquant.network.onnx_import import import_onnx, load_onnx
 

@@ -19,6 +19,7 @@ from torch import Tensor, fx
 from dreamquant.errors import ModelError
 from dreamquant.network.answers import distances, spreads
 from dreamquant.network.graph import Network, by_image, input_node, whole_batches
+from dreamquant.network.interpreter import Values, interpret
 from dreamquant.network.notes import bytes_of, notes, shape_of
 from dreamquant.network.operators import WEIGHTED, data_inputs, data_nodes, is_call
 from dreamquant.network.scores import float_answers
@@ -124,8 +125,6 @@ def damages(
     student, _, _ = prepare(network, plan, parse_bits(bits))
     graph, batch = student.network.graph, network.batch
     later = [_later(graph.graph, change) for change in changes]
-    partial = fx.Interpreter(graph)  # drops what it computed after the last use
-    whole = fx.Interpreter(graph, garbage_collect_values=False)
     pieces = torch.split(samples.images, batch or _chunk(graph.graph))
     sums = [0.0] * len(changes)
     outputs, variances = network.outputs, spreads(network.outputs, float_answers(network, samples.images))
@@ -136,12 +135,12 @@ def damages(
     with torch.no_grad():
         for number, piece in enumerate(pieces):
             images = whole_batches(piece, batch)
-            expected = answers(whole.run(images), len(images), len(piece))
-            values = whole.env
+            values: Values = {}
+            expected = answers(interpret(graph, images, values=values, keep=True), len(images), len(piece))
             for index, change in enumerate(changes):
                 with _put_in(graph, change):
                     kept = {node: value for node, value in values.items() if node not in later[index]}
-                    actual = answers(partial.run(images, initial_env=kept), len(images), len(piece))
+                    actual = answers(interpret(graph, images, values=kept), len(images), len(piece))
                 sums[index] += len(piece) * distances(outputs, expected, actual, variances)
                 if callback is not None:
                     callback(number * len(changes) + index + 1, len(pieces) * len(changes))

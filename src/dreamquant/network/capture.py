@@ -18,8 +18,9 @@ from dreamquant.network.front import (
     take_float32,
     turns_channels_first,
 )
-from dreamquant.network.graph import Network, Source, is_input, output_nodes, record_shapes
+from dreamquant.network.graph import Network, Source, is_input, output_nodes
 from dreamquant.network.input_space import DTYPES, standard
+from dreamquant.network.interpreter import record_shapes
 from dreamquant.network.notes import drop_foreign, exported_value, is_tensor
 from dreamquant.network.outputs import find_outputs
 from dreamquant.runtime import guessed_layout

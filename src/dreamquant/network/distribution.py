@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from dreamquant.network.graph import Network, aten, is_input, tensor_of
+from dreamquant.network.interpreter import call
 from dreamquant.network.notes import is_tensor, notes, shape_of
 from dreamquant.network.operators import CLIPPING, LINEARS, PASSTHROUGH, WEIGHTED, data_inputs, is_call
 from dreamquant.network.pairs import PADS
@@ -340,8 +341,7 @@ def _call(node: fx.Node, values: Tensor, graph: fx.GraphModule | None = None) ->
         tensor = tensor_of(graph, argument)
         return tensor.double() if tensor.is_floating_point() else tensor
 
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), filled)
-    result: Tensor = node.target(*args, **kwargs)  # type: ignore[operator]
+    result: Tensor = call(node, {argument: filled(argument) for argument in node.all_input_nodes})
     return result
 
 

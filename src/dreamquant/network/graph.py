@@ -26,7 +26,7 @@ from torch import Tensor, fx
 
 from dreamquant.errors import ModelError
 from dreamquant.network.input_space import UNKNOWN, InputSpace
-from dreamquant.network.notes import note_value, notes
+from dreamquant.network.notes import notes
 
 if TYPE_CHECKING:
     import onnx
@@ -122,8 +122,24 @@ def by_image(result: Any, outputs: Sequence[Output], count: int) -> list[Tensor]
 
     Where nothing is known of the outputs, the images lie in the first axis.
     """
-    values = list(result) if isinstance(result, tuple | list) else [result]
+    values = outputs_of(result)
     return [output.by_image(value, count) for output, value in zip(outputs, values, strict=True)] if outputs else values
+
+
+def outputs_of(result: Any) -> list[Tensor]:
+    """All outputs, of what a graph returns."""
+    return list(result) if isinstance(result, tuple | list) else [result]
+
+
+def run_once(graph: fx.GraphModule, images: Tensor) -> list[Tensor]:
+    """All outputs of `graph` on `images`, as it returns them; without gradients."""
+    with torch.no_grad():
+        return outputs_of(graph(images))
+
+
+def in_pieces(images: Tensor, batch: int | None, size: int) -> tuple[Tensor, ...]:
+    """The images as a graph is to be run on them: whole batches of `batch` where it runs no others, else `size` at once."""
+    return torch.split(whole_batches(images, batch), batch or size)
 
 
 def whole_batches(images: Tensor, batch: int | None) -> Tensor:
@@ -167,16 +183,3 @@ def tensor_of(module: fx.GraphModule, node: fx.Node) -> Tensor:
     if not isinstance(value, Tensor):
         raise ModelError(f"{node.target} is a {type(value).__name__}, not a tensor")
     return value
-
-
-class _ShapeRecorder(fx.Interpreter):
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        note_value(n, value)
-        return value
-
-
-def record_shapes(graph: fx.GraphModule, images: Tensor) -> None:
-    """Note shape and number type of every tensor-valued node, as seen when running `images`."""
-    with torch.no_grad():
-        _ShapeRecorder(graph).run(images)

@@ -79,10 +79,11 @@ def exported_value(node: Argument) -> Any:
     return node.meta.get("val") if isinstance(node, fx.Node) else None
 
 
-def note_value(node: fx.Node, value: Any) -> None:
-    """Note shape and number type of what a node has computed; sizes, and several tensors, have none."""
+def note_value(node: fx.Node, value: Any) -> Any:
+    """Note shape and number type of what a node gives, and return it; sizes, and several tensors, have none."""
     if isinstance(value, Tensor):
         set_notes(node, replace(notes(node), shape=tuple(value.shape), dtype=value.dtype))
+    return value
 
 
 def is_tensor(node: fx.Node) -> bool:

@@ -12,7 +12,7 @@ from dreamquant.network.operators import WEIGHTED, is_call
 from dreamquant.quantization.batchnorm import correct_biases
 from dreamquant.quantization.grid import Grid
 from dreamquant.quantization.student import Student, quantizer_nodes
-from dreamquant.quantization.walk import CHUNK, Chunks, float_tensor, keep_float, quantizer_of, walk
+from dreamquant.quantization.walk import Chunks, float_tensor, keep_float, quantizer_of, walk
 
 LARGEST_BIAS = 2**30  # of an int32; the rest is room for the sum of products
 
@@ -52,7 +52,7 @@ def settle_biases(student: Student, images: Tensor) -> None:
         for index, value in enumerate(quantized):
             quantized[index] = value - error.view(shape)
 
-    walk(graph, images, chunk=student.network.batch or CHUNK, after=after)
+    walk(student.network, images, after=after)
     rebase_biases(student)
 
 

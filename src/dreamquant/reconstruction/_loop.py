@@ -31,7 +31,6 @@ from dreamquant.samples import in_order
 
 Callback = Callable[[int, int, float], None]  # (steps done, steps in all, loss)
 LARGEST_BETA, SMALLEST_BETA = 20.0, 2.0
-CHUNK = 32
 FLOAT_BYTES, KEPT_VALUES = 4, 3  # of a tensor in training: itself, its gradient, what its quantizer keeps
 
 log = logging.getLogger("dreamquant")
@@ -145,9 +144,8 @@ def _pass(
         frozen.update(str(node.target) for node in unit.quantizers)
         return spill([unit.run(value) for value in quantized]), targets
 
-    graph = student.network.graph
-    with _float_activations(graph) if schedule.activations == "off" else nullcontext():
-        walk(graph, images, chunk=student.network.batch or CHUNK, pieces=work, during=during)
+    with _float_activations(student.network.graph) if schedule.activations == "off" else nullcontext():
+        walk(student.network, images, pieces=work, during=during)
 
 
 def _units(student: Student, schedule: Schedule) -> list[Unit]:

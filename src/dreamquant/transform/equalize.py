@@ -12,7 +12,8 @@ from torch import Tensor, fx
 from dreamquant.errors import OptionError, unknown
 from dreamquant.network.distribution import clip_ends
 from dreamquant.network.edit import bias_of, set_bias, set_tensor
-from dreamquant.network.graph import Network, aten, input_node, record_shapes, tensor_of
+from dreamquant.network.graph import Network, aten, input_node, tensor_of
+from dreamquant.network.interpreter import record_shapes
 from dreamquant.network.notes import notes, set_notes, shape_of
 from dreamquant.network.operators import CLIPPING
 from dreamquant.network.pairs import Pair, along_inputs, along_outputs, input_rows, output_rows, pairs, stored

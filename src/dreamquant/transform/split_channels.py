@@ -10,7 +10,8 @@ from torch import Tensor, fx
 
 from dreamquant.errors import OptionError
 from dreamquant.network.edit import set_tensor
-from dreamquant.network.graph import Network, aten, input_node, record_shapes, tensor_of
+from dreamquant.network.graph import Network, aten, input_node, tensor_of
+from dreamquant.network.interpreter import record_shapes
 from dreamquant.network.notes import shape_of
 from dreamquant.network.operators import LINEARS, TRANSPOSED, WEIGHTED, is_call
 from dreamquant.network.pairs import groups_of, stored
