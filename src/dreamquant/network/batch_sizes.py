@@ -17,7 +17,7 @@ from torch import Tensor, fx
 
 from dreamquant.network.graph import input_node, tensor_of
 from dreamquant.network.interpreter import Values, compute, interpret
-from dreamquant.network.notes import Notes, dtype_of, is_tensor, note_value, set_notes, shape_of
+from dreamquant.network.notes import Notes, is_tensor, note_value, notes, set_notes, shape_of
 
 aten = torch.ops.aten
 
@@ -189,7 +189,7 @@ class BatchFreer:
             if shape[axis] != 1:
                 part = self._first_row(part, axis)
             wide = self.graph.call_function(aten.expand.default, (part, sizes))
-        set_notes(wide, Notes(tuple(shape), dtype_of(part)))
+        set_notes(wide, Notes(tuple(shape), notes(part).dtype))
         self.values[wide] = self._located(wide, self._rewritten(wide, self.values))
         return wide
 

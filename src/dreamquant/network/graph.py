@@ -16,7 +16,7 @@ two, or of `Network.batch`), and the name of the value that it stands for in the
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -173,6 +173,25 @@ def output_nodes(graph: fx.Graph) -> tuple[fx.Node, ...]:
     """The nodes that the graph returns."""
     result: Any = next(node for node in reversed(graph.nodes) if node.op == "output").args[0]
     return tuple(result) if isinstance(result, tuple | list) else (result,)
+
+
+def needed_by(nodes: Iterable[fx.Node], given: Collection[fx.Node] = ()) -> set[fx.Node]:
+    """These nodes and all that they are computed from, where `given` are known."""
+    found: set[fx.Node] = set()
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        if node not in found and node not in given:
+            found.add(node)
+            waiting.extend(node.all_input_nodes)
+    return found
+
+
+def joined(run: Callable[[Tensor], Sequence[Tensor]], pieces: Iterable[Tensor]) -> list[Tensor]:
+    """What `run` gives on pieces of images, each tensor put together along its first axis; without gradients."""
+    with torch.no_grad():
+        found = [run(piece) for piece in pieces]
+    return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
 
 def tensor_of(module: fx.GraphModule, node: fx.Node) -> Tensor:

@@ -20,7 +20,16 @@ from dreamquant.network.batch import images_axis
 from dreamquant.network.graph import Network, Source, aten, output_nodes, outputs_of, run_once, tensor_of
 from dreamquant.network.interpreter import interpret
 from dreamquant.network.notes import is_tensor
-from dreamquant.network.operators import PASSTHROUGH, PRODUCTS, SOFTMAX, WEIGHTED, data_nodes, is_call, output_channel_axis
+from dreamquant.network.operators import (
+    PASSTHROUGH,
+    PRODUCTS,
+    SOFTMAX,
+    WEIGHTED,
+    bias_node,
+    data_nodes,
+    is_call,
+    output_channel_axis,
+)
 
 CLASSES, MULTILABEL, DENSE, FEATURES = "classes", "multilabel", "dense classes", "features"
 SEQUENCE, REGIONS, VALUES = "sequence classes", "regions", "values"
@@ -378,7 +387,7 @@ def _last_layer(node: fx.Node) -> tuple[fx.Node | None, bool, bool]:
             return None, False, False
         biased, linear = biased or adds, linear and not is_call(node, {aten.relu.default})
         node = inputs[0]
-    return node, biased or (len(node.args) > 2 and node.args[2] is not None), linear
+    return node, biased or bias_node(node) is not None, linear
 
 
 def _compete(graph: fx.GraphModule, layer: fx.Node, width: int) -> bool:

@@ -12,11 +12,11 @@ from torch import Tensor, fx
 from dreamquant.methods import find_method
 from dreamquant.quantization.batchnorm import grids_from_batchnorm
 from dreamquant.quantization.effect import Effect, effects, narrowed, together
-from dreamquant.quantization.grid import FakeQuantize, Grid, grid_of_range
+from dreamquant.quantization.grid import Grid, grid_of_range
 from dreamquant.quantization.sites import score_nodes
 from dreamquant.quantization.student import Student
 from dreamquant.quantization.through import following_function, narrow
-from dreamquant.quantization.walk import Chunks, quantizer_of, walk
+from dreamquant.quantization.walk import Chunks, quantizer_named, quantizer_of, walk
 
 Deciders = dict[str, tuple[fx.Node, ...]]  # as from `prepare`
 Find = Callable[[str, list[Chunks]], Grid]
@@ -95,6 +95,4 @@ def _grids_of_samples(student: Student, images: Tensor, deciders: Deciders, find
 
 def _set_grids(student: Student, grids: dict[str, Grid]) -> None:
     for name, grid in grids.items():
-        quantizer = student.network.graph.get_submodule(name)
-        assert isinstance(quantizer, FakeQuantize)
-        quantizer.grid = grid
+        quantizer_named(student.network.graph, name).grid = grid

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, fx
 
+from dreamquant.network.edit import add_buffer
 from dreamquant.network.graph import Network, in_pieces, tensor_of
 from dreamquant.network.interpreter import Values, call, interpret
 from dreamquant.network.notes import notes, set_notes
-from dreamquant.quantization.grid import FakeQuantize
+from dreamquant.quantization.codebook import Codebook
+from dreamquant.quantization.grid import FakeQuantize, Grid
 
 CHUNK = 32  # images run at once
 
@@ -85,7 +88,7 @@ def walk(
         if node.op == "call_module":
             if before is not None and not stored:
                 before(node, inputs[0].quantized, inputs[0].exact)
-            quantizer = graph.get_submodule(str(node.target))
+            quantizer = quantizer_of(graph, node)
             return _Both([quantizer(value) for value in inputs[0].quantized], inputs[0].exact, stored)
         count = 1 if stored else len(parts)
         quantized = _computed(node, {source: values[source].quantized for source in sources}, count)
@@ -107,10 +110,7 @@ def _computed(node: fx.Node, inputs: Mapping[fx.Node, list[Any]], count: int) ->
 def keep_float(graph: fx.GraphModule, node: fx.Node) -> None:
     """Remember what a `get_attr` node reads, before the student's value of it is changed, as the float network's."""
     if notes(node).kept is None:
-        name = f"{node.target}_float"
-        while hasattr(graph, name):
-            name += "_"
-        graph.register_buffer(name, tensor_of(graph, node))
+        name = add_buffer(graph, f"{node.target}_float", tensor_of(graph, node))
         set_notes(node, replace(notes(node), kept=name))
 
 
@@ -120,8 +120,26 @@ def float_tensor(graph: fx.GraphModule, node: fx.Node) -> Tensor:
     return tensor_of(graph, node) if kept is None else graph.get_buffer(kept)
 
 
-def quantizer_of(graph: fx.GraphModule, node: fx.Node) -> FakeQuantize:
-    """The quantizer that a `call_module` node runs."""
-    quantizer = graph.get_submodule(str(node.target))
+def quantizer_named(graph: fx.GraphModule, name: str) -> FakeQuantize:
+    """The quantizer of this name."""
+    quantizer = graph.get_submodule(name)
     assert isinstance(quantizer, FakeQuantize)
     return quantizer
+
+
+def quantizer_of(graph: fx.GraphModule, node: fx.Node) -> FakeQuantize:
+    """The quantizer that a `call_module` node runs."""
+    return quantizer_named(graph, str(node.target))
+
+
+@contextmanager
+def with_grids(grids: Mapping[FakeQuantize, Grid | Codebook | None]) -> Iterator[None]:
+    """Quantizers on other grids, or none, for as long as this lasts."""
+    before = {quantizer: quantizer.grid for quantizer in grids}
+    try:
+        for quantizer, grid in grids.items():
+            quantizer.grid = grid
+        yield
+    finally:
+        for quantizer, kept in before.items():
+            quantizer.grid = kept

@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from dreamquant.network.graph import aten, tensor_of
+from dreamquant.network.graph import aten, needed_by, tensor_of
 from dreamquant.network.interpreter import Values, call, compute, interpret
 from dreamquant.network.notes import is_tensor, notes, shape_of
-from dreamquant.network.operators import WEIGHTED, data_inputs, is_call
+from dreamquant.network.operators import WEIGHTED, data_inputs, data_nodes, is_call
 from dreamquant.network.segments import segments
 from dreamquant.quantization.sites import ACTIVATION_FUNCTIONS
 from dreamquant.quantization.student import Student
@@ -65,32 +65,20 @@ class Unit:
                 if exact or (notes(node).kind == "bias" and modules):
                     return source
                 return call(node, values, modules[node]) if modules and node in modules else compute(self.graph, node, values)
-            if self._is_outer_size(node):
+            if node.target is _SIZE and node.all_input_nodes[0] not in self.nodes:
                 axis: Any = node.args[1]
                 return len(x) if axis == 0 else shape_of(node.args[0])[axis]
             return compute(self.graph, node, values)
 
-        result: Tensor = interpret(self.graph, x, step=step, values={self.input: x}, nodes=self._order)
+        result: Tensor = interpret(self.graph, x, step=step, values={self.input: x}, nodes=self._needed)
         return result
 
     @cached_property
-    def _order(self) -> list[fx.Node]:
-        """The unit's nodes, and before each what it reads beside them: stored tensors, their quantizers, sizes."""
-        found = dict.fromkeys([self.input])
-
-        def add(node: fx.Node) -> None:
-            for source in () if self._is_outer_size(node) else node.all_input_nodes:
-                if source not in found:
-                    add(source)
-            found[node] = None
-
-        for node in self.nodes:
-            add(node)
-        return list(found)[1:]
-
-    def _is_outer_size(self, node: fx.Node) -> bool:
-        """Whether a node gives a size of a tensor that the unit does not compute."""
-        return node.target is _SIZE and node.all_input_nodes[0] not in self.nodes
+    def _needed(self) -> list[fx.Node]:
+        """The unit's nodes and what they read beside its input: stored tensors, their quantizers, sizes."""
+        given = set(data_nodes(self.graph.graph)).difference(self.nodes)
+        needed = needed_by(self.nodes, given)
+        return [node for node in self.graph.graph.nodes if node in needed]
 
 
 def segment_units(student: Student) -> list[Unit]:

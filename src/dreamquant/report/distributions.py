@@ -11,9 +11,9 @@ from torch import Tensor, fx
 from dreamquant.network.graph import tensor_of
 from dreamquant.quantization.codebook import Codebook
 from dreamquant.quantization.grid import Grid
-from dreamquant.quantization.student import Student
+from dreamquant.quantization.student import Student, weight_quantizer
 from dreamquant.quantization.walk import Chunks, float_tensor, walk
-from dreamquant.report.layers import grid_at, input_quantizer, weight_quantizer
+from dreamquant.report.layers import grid_at, input_quantizer
 from dreamquant.report.words import counted, number, percent, sentence
 
 BINS = 64  # of a grid's range; a whole number of them for a level, or of levels for one
