@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -18,13 +18,15 @@ from dreamquant.errors import ModelError, UnsupportedOperator, blamed
 from dreamquant.limits import check_memory
 from dreamquant.network.batch import TRIED, free_batch
 from dreamquant.network.front import take_channels_first
-from dreamquant.network.graph import input_node, record_shapes
+from dreamquant.network.graph import input_node
+from dreamquant.network.interpreter import record_shapes
 from dreamquant.network.live import check_trial
 from dreamquant.network.notes import notes, set_notes
 from dreamquant.network.onnx_import.builder import OPERATORS, Array, Builder, Computed, Known, Op, label
 from dreamquant.network.onnx_import.interface import ImageInput, image_input
 from dreamquant.network.onnx_import.standard import opset_of, standard, without_axes, without_branches
 from dreamquant.network.onnx_import.staying import stays
+from dreamquant.network.onnx_import.tail import ends_of, tail_of
 from dreamquant.network.operators import WEIGHTED, is_call
 from dreamquant.runtime import MICROSOFT, contributed
 
@@ -76,8 +78,8 @@ def import_onnx(
     (N, C, H, W) in float32, and UnsupportedOperator, naming all of them, where operators have no counterpart and cannot stay.
     """
     refuse_unsupported(proto, name)
-    given = image_input(proto.graph, name, input_shape, layout)
     proto = standard(proto, name)
+    given = image_input(proto.graph, name, input_shape, layout)
     batch = given.batch or ANY_BATCH
     while any(node.op_type == "If" for node in proto.graph.node):
         with blamed(ModelError, f"{name}: cannot be imported"):
@@ -93,7 +95,7 @@ def import_onnx(
     _check_layers(builder, name)
     with blamed(ModelError, f"{name}: cannot be imported"):
         proto = without_axes(proto, builder.shapes(), builder.arrays())
-        ends = _ends(builder, proto.graph)
+        ends = ends_of(builder, proto.graph)
         graph = builder.finish(ends)
     check_trial(graph, max(batch, *TRIED), name)
     with blamed(ModelError, f"{name}: cannot be run on images {given.shape}"):
@@ -102,7 +104,7 @@ def import_onnx(
             record_shapes(graph, torch.zeros(batch, *given.shape))
         images = input_node(graph.graph)
         set_notes(images, replace(notes(images), origin=given.inner))
-        return Imported(graph, given, _freed(graph, given.shape, batch), proto, tuple(ends), _tail(proto, ends))
+        return Imported(graph, given, _freed(graph, given.shape, batch), proto, tuple(ends), tail_of(proto, ends))
 
 
 def _walked(proto: onnx.ModelProto, name: str, given: ImageInput, batch: int, leaving: Collection[str] = frozenset()) -> Builder:
@@ -137,41 +139,6 @@ def _branches(proto: onnx.ModelProto, name: str, given: ImageInput) -> dict[str,
     for node, what in [*((node, "images") for node in unknown), *((node, "number of images") for node in odd)]:
         raise UnsupportedOperator(f"{name}: node {label(node)!r} (If): its condition depends on the {what}")
     return found[0]
-
-
-def _needed(nodes: Sequence[onnx.NodeProto], outputs: Iterable[str], ends: Iterable[str] = ()) -> list[onnx.NodeProto]:
-    """The nodes that outputs are computed by, from `ends`, in order."""
-    given, found = set(ends), []
-    wanted = set(outputs) - given
-    for node in reversed(nodes):
-        if wanted.intersection(node.output):
-            wanted.update(set(node.input) - given)
-            found.append(node)
-    return found[::-1]
-
-
-def _ends(builder: Builder, graph: onnx.GraphProto) -> list[str]:
-    """The outputs that are computed and, in place of those that are not, the values that the nodes left behind read for them."""
-    found: dict[str, None] = {}
-    for output in graph.output:
-        behind = _needed(builder.tail, [output.name])
-        read = [name for node in behind for name in node.input if isinstance(builder.values.get(name), fx.Node)]
-        found.update(dict.fromkeys(read if behind else [output.name]))
-    return list(found)
-
-
-def _tail(proto: onnx.ModelProto, ends: Sequence[str]) -> onnx.ModelProto | None:
-    """What is left of a model behind the values `ends`, as a model of its own."""
-    graph = proto.graph
-    nodes = _needed(graph.node, [output.name for output in graph.output], ends)
-    if not nodes:
-        return None
-    read, made = {name for node in nodes for name in node.input}, {name for node in nodes for name in node.output}
-    stored = [tensor for tensor in graph.initializer if tensor.name in read]
-    open_names = sorted(read - made - {tensor.name for tensor in stored} - {""})
-    inputs = [helper.make_value_info(name, onnx.TypeProto()) for name in open_names]
-    rest = helper.make_graph(nodes, "tail", inputs, graph.output, stored)
-    return helper.make_model(rest, opset_imports=proto.opset_import, ir_version=proto.ir_version)
 
 
 def _freed(graph: fx.GraphModule, shape: tuple[int, int, int], batch: int) -> int | None:
