@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
-from torch import Tensor, fx
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
 
 from dreamquant.network.graph import tensor_of
+
+
+def unused_name(module: nn.Module, base: str) -> str:
+    """A flat name that begins with `base`, a dotted one, and that nothing in the module has."""
+    name = base.replace(".", "_").lstrip("_") or "tensor"
+    while hasattr(module, name):
+        name += "_"
+    return name
+
+
+def add_tensor(module: fx.GraphModule, base: str, value: Tensor, *, before: fx.Node, **meta: Any) -> fx.Node:
+    """A new `get_attr` node, ahead of `before`, that reads a copy of `value` under a name that begins with `base`."""
+    name = unused_name(module, base)
+    module.register_buffer(name, value.detach().clone(memory_format=torch.contiguous_format))
+    with module.graph.inserting_before(before):
+        node = module.graph.get_attr(name)
+    node.meta.update(shape=tuple(value.shape), dtype=value.dtype, **meta)
+    return node
 
 
 def bias_of(module: fx.GraphModule, layer: fx.Node) -> Tensor | None:
@@ -25,11 +46,5 @@ def set_bias(module: fx.GraphModule, layer: fx.Node, value: Tensor) -> None:
     if isinstance(bias, fx.Node):
         set_tensor(module, bias, value)
         return
-    name = f"{layer.name}_bias"
-    while hasattr(module, name):
-        name += "_"
-    module.register_buffer(name, value)
-    with module.graph.inserting_before(layer):
-        node = module.graph.get_attr(name)
-    node.meta.update(shape=tuple(value.shape), dtype=value.dtype, gained=layer.name)
+    node = add_tensor(module, f"{layer.name}_bias", value, before=layer, gained=layer.name)
     layer.args = (*layer.args[:2], node, *layer.args[3:])
