@@ -67,12 +67,17 @@ def main() -> None:
 
 def letterboxed(path: Path) -> Tensor:
     """A photograph as the network expects it: (3, 416, 416), BGR, 0..255, grey where it does not reach."""
-    image = Image.open(path).convert("RGB")
+    pixels = np.asarray(letterbox(Image.open(path)), np.float32)[:, :, ::-1]
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+def letterbox(image: Image.Image) -> Image.Image:
+    """A photograph, RGB, in the upper left corner of a grey canvas that its longer side fills."""
     scale = min(SIDE / image.width, SIDE / image.height)
-    small = image.resize((int(image.width * scale), int(image.height * scale)), Image.Resampling.BILINEAR)
-    canvas = np.full((SIDE, SIDE, 3), 114, np.float32)
-    canvas[: small.height, : small.width] = np.asarray(small)[:, :, ::-1]
-    return torch.from_numpy(np.ascontiguousarray(canvas.transpose(2, 0, 1)))
+    small = image.convert("RGB").resize((int(image.width * scale), int(image.height * scale)), Image.Resampling.BILINEAR)
+    canvas = Image.new("RGB", (SIDE, SIDE), (114, 114, 114))
+    canvas.paste(small)
+    return canvas
 
 
 def compared(expected: Tensor, actual: Tensor) -> dict[str, float]:

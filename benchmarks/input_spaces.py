@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import runpy
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import dreamquant
-from benchmarks.models import MEAN, MODELS, STD, test_images
+from benchmarks.models import MEAN, MODELS, STD, script, test_images
 from benchmarks.run import RESULTS, commit
 from dreamquant.assess.evaluate import evaluate
 from dreamquant.network.graph import Network
@@ -56,7 +55,7 @@ class Subject:
     def network(self, data: Path) -> Network:
         """The network as it is read from its file."""
         if self.name == "efficientnet_lite0":
-            make = runpy.run_path(str(data / "more" / "nets.py"))["efficientnet_lite0"]
+            make = script(data / "more" / "nets.py")["efficientnet_lite0"]
             return load(make(), input_shape=(3, 224, 224), mean=self.mean, std=self.std)
         return load(data / MODELS[self.tested_as].file, mean=self.mean, std=self.std)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import runpy
+import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -62,7 +64,7 @@ def normalisation(name: str) -> dict[str, Any]:
 @cache
 def test_images(data: Path, name: str) -> LabelledImages:
     """The labelled images that a network is tested on."""
-    return _labelled(data, *MODELS[name].test)
+    return labelled(data, *MODELS[name].test)
 
 
 @cache
@@ -70,7 +72,7 @@ def _photographs(data: Path, name: str) -> torch.Tensor:
     where = MODELS[name].real
     if where is None:
         raise SystemExit(f"there are no real images for {name}")
-    real = _labelled(data, *where).spread(1000)
+    real = labelled(data, *where).spread(1000)
     batches = real.batches(100, input_shape=network(data, name).input_shape, mean=MEAN, std=STD)
     return torch.from_numpy(np.concatenate([images for images, _ in batches]))
 
@@ -82,7 +84,16 @@ def real_samples(data: Path, name: str, count: int, seed: int) -> Samples:
     return Samples(found[order[:count]], method="real", seed=seed)
 
 
-def _labelled(data: Path, file: str, column: str) -> LabelledImages:
+def script(path: Path) -> dict[str, Any]:
+    """What a script that is no part of the project defines; it finds what lies beside it."""
+    sys.path.insert(0, str(path.parent))
+    try:
+        return runpy.run_path(str(path))
+    finally:
+        sys.path.remove(str(path.parent))
+
+
+def labelled(data: Path, file: str, column: str) -> LabelledImages:
     if file.endswith(".npz"):
         return load_labelled(data / file)
     return load_labelled(data / f"{file}.zip", labels=data / f"{file}_labels.csv", label_column=column)

@@ -35,6 +35,7 @@ from dreamquant.assess.probes import probe, probe_images
 from dreamquant.exporters.export import Artifact
 from dreamquant.flow import versions
 from dreamquant.methods import find_method
+from dreamquant.network.notes import shape_of
 from dreamquant.quantization.plan import load_plan
 from dreamquant.quantization.student import Student
 from dreamquant.reconstruction import reconstruct
@@ -247,7 +248,7 @@ def probes(data: Path, name: str, calibrated_by: str) -> list[Samples]:
 def granularities(student: Student) -> dict[str, Any]:
     """How many layers have a grid for each channel of their weights, and the mean bits of a weight."""
     weights = [tensor for tensor in student.tensors() if tensor.kind == "weight"]
-    sizes = [torch.Size(tensor.node.meta["shape"]).numel() for tensor in weights]
+    sizes = [torch.Size(shape_of(tensor.node)).numel() for tensor in weights]
     bits = sum(size * tensor.grid.bits for size, tensor in zip(sizes, weights, strict=True)) / max(sum(sizes), 1)
     return {"layers": len(weights), "channel_layers": sum(t.grid.axis is not None for t in weights), "mean_bits": round(bits, 3)}
 

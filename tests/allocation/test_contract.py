@@ -15,6 +15,7 @@ from dreamquant.errors import DataError, OptionError
 from dreamquant.methods import method_names
 from dreamquant.network.capture import capture
 from dreamquant.network.graph import Network
+from dreamquant.network.notes import notes
 from dreamquant.quantization.plan import Plan, load_plan
 from dreamquant.quantization.quantize import quantize
 from dreamquant.quantization.sites import weighted_nodes
@@ -54,13 +55,13 @@ def test_the_plan_that_comes_out_is_one_to_quantize_with(residual: Network, samp
 def test_network_and_samples_are_left_as_they_were(residual: Network, samples: Samples, method: str) -> None:
     tensors = {name: tensor.clone() for name, tensor in residual.graph.named_buffers()}
     code, state = residual.graph.code, torch.random.get_rng_state()
-    metas = {node.name: dict(node.meta) for node in residual.graph.graph.nodes}
+    metas = {node.name: notes(node) for node in residual.graph.graph.nodes}
     images, plan = samples.images.clone(), load_plan("deploy")
     plans(residual, samples, method, plan)
 
     assert residual.graph.code == code
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in residual.graph.named_buffers())
-    assert {node.name: node.meta for node in residual.graph.graph.nodes} == metas
+    assert {node.name: notes(node) for node in residual.graph.graph.nodes} == metas
     assert torch.equal(samples.images, images)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert plan == load_plan("deploy")

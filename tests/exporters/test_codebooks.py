@@ -20,6 +20,7 @@ from dreamquant.exporters.export import export
 from dreamquant.exporters.qdq import to_onnx
 from dreamquant.network.capture import capture
 from dreamquant.network.graph import Network, tensor_of
+from dreamquant.network.notes import notes, shape_of
 from dreamquant.network.onnx_import import load_onnx
 from dreamquant.quantization.codebook import Codebook
 from dreamquant.quantization.quantize import quantize
@@ -191,7 +192,7 @@ def test_no_weight_takes_more_than_its_floats(kinds: Network, images: Callable[.
         for end in ("_q", "_levels"):
             if name.endswith(end):
                 sizes[name.removesuffix(end)] += len(tensor.raw_data)
-    weights = {tensor.node.name: tensor.node.meta["shape"] for tensor in student.tensors() if tensor.kind == "weight"}
+    weights = {tensor.node.name: shape_of(tensor.node) for tensor in student.tensors() if tensor.kind == "weight"}
     floats = [name for name in sizes if f"{name}_q" not in stored]
 
     assert len(sizes) == len(weights) == WEIGHTS
@@ -309,7 +310,7 @@ def test_a_codebook_makes_a_smaller_file(images: Callable[..., Tensor]) -> None:
 @pytest.mark.parametrize("kind", ["activation", "bias"])
 def test_a_codebook_on_anything_but_a_weight_is_refused(residual: Network, calibration: Samples, kind: str) -> None:
     student = quantize(residual, calibration)
-    node = next(node for node in quantizer_nodes(student.network.graph.graph) if node.meta["kind"] == kind)
+    node = next(node for node in quantizer_nodes(student.network.graph.graph) if notes(node).kind == kind)
     quantizer_of(student.network.graph, node).grid = Codebook(torch.tensor([[-1.0, 0.0, 1.0, 2.0]]))
     name = node.all_input_nodes[0].name
 

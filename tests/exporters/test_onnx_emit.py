@@ -6,6 +6,7 @@ import functools
 import operator
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from dreamquant.exporters.onnx_emit import emit
 from dreamquant.exporters.onnx_emit.naming import live_nodes
 from dreamquant.network.capture import flatten
 from dreamquant.network.graph import aten, input_node, output_nodes, record_shapes, tensor_of
+from dreamquant.network.notes import exported_value, notes, set_notes
 from dreamquant.network.operators import data_nodes
 
 SHAPE = (4, 12, 10)
@@ -97,8 +99,8 @@ def assert_named(graph: fx.GraphModule, model: onnx.ModelProto) -> None:
     names = {value for node in model.graph.node for value in node.output}
     names |= {tensor.name for tensor in model.graph.initializer} | {value.name for value in model.graph.input}
     live = live_nodes(graph.graph)
-    assert [node for node in data_nodes(graph.graph) if node in live and "origin" not in node.meta] == []
-    found = [node.meta["origin"] for node in graph.graph.nodes if "origin" in node.meta]
+    assert [node for node in data_nodes(graph.graph) if node in live and notes(node).origin is None] == []
+    found = [notes(node).origin for node in graph.graph.nodes if notes(node).origin is not None]
     assert set(found) <= names
     assert len(found) == len(set(found))
 
@@ -504,7 +506,7 @@ def test_real_network_agrees_with_torch(data_dir: Path, file: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's own unpickling
         program = torch.export.load(data_dir / file)
-    shape = next(node.meta["val"].shape for node in program.graph.nodes if node.name == "x")
+    shape = next(exported_value(node).shape for node in program.graph.nodes if node.name == "x")
     model = assert_same(flatten(program), (shape[1], shape[2], shape[3]))
     assert set(op_types(model)) <= {
         *("Conv", "BatchNormalization", "Relu", "LeakyRelu", "Add", "Slice", "Identity", "Pad"),
@@ -566,20 +568,20 @@ def _quantize(source: str, result: str) -> list[onnx.NodeProto]:
 
 def test_gemm_keeps_the_weight_and_matmul_transposes_it() -> None:
     graph, weight = _single("linear", "case_linear")
-    stored = initializer(emit(graph, input_shape=SHAPE, batch=None), weight.meta["origin"])
+    stored = initializer(emit(graph, input_shape=SHAPE, batch=None), notes(weight).origin)
     assert stored.shape == (7, 480)
-    assert "transposed" not in weight.meta
+    assert not notes(weight).transposed
     graph, weight = _single("linear_4d", "case_linear_4d")
-    stored = initializer(emit(graph, input_shape=SHAPE, batch=None), weight.meta["origin"])
+    stored = initializer(emit(graph, input_shape=SHAPE, batch=None), notes(weight).origin)
     np.testing.assert_array_equal(stored, tensor_of(graph, weight).t().numpy())
-    assert weight.meta["transposed"] is True
+    assert notes(weight).transposed is True
 
 
 def test_weight_of_two_forms_is_stored_once() -> None:
     graph, weight = _single("linear_shared_by_ranks", "case_linear_shared_by_ranks")
     model = emit(graph, input_shape=SHAPE, batch=None)
-    assert initializer(model, weight.meta["origin"]).shape == (7, 10)
-    assert "transposed" not in weight.meta
+    assert initializer(model, notes(weight).origin).shape == (7, 10)
+    assert not notes(weight).transposed
     assert op_types(model).count("Transpose") == 1
 
 
@@ -592,7 +594,8 @@ def _single(name: str, prefix: str) -> tuple[fx.GraphModule, fx.Node]:
 def test_names_come_from_origins_and_survive_a_second_time() -> None:
     graph = case("silu")
     image = input_node(graph.graph)
-    image.meta["origin"], output_nodes(graph.graph)[0].meta["origin"] = "data", "scores"
+    set_notes(image, replace(notes(image), origin="data"))
+    set_notes(output_nodes(graph.graph)[0], replace(notes(output_nodes(graph.graph)[0]), origin="scores"))
     for _ in range(2):
         model = emit(graph, input_shape=SHAPE, batch=None)
         assert [value.name for value in model.graph.input] == ["data"]
@@ -603,7 +606,7 @@ def test_names_come_from_origins_and_survive_a_second_time() -> None:
 def test_origins_that_are_taken_give_way() -> None:
     graph = case("conv")
     for node in graph.graph.nodes:
-        node.meta["origin"] = "same"
+        set_notes(node, replace(notes(node), origin="same"))
     model = assert_same(graph, SHAPE)
     assert model.graph.output[0].name == "same"
 
@@ -619,7 +622,7 @@ def test_dotted_targets_are_kept() -> None:
     graph.recompile()
     model = emit(graph, input_shape=SHAPE, batch=None)
     assert [tensor.name for tensor in model.graph.initializer] == ["0.weight", "0.bias"]
-    assert (weight.meta["origin"], bias.meta["origin"]) == ("0.weight", "0.bias")
+    assert (notes(weight).origin, notes(bias).origin) == ("0.weight", "0.bias")
 
 
 def test_shapes_and_opset_are_written() -> None:
@@ -652,7 +655,7 @@ def test_stored_tensors_without_a_form_become_constants() -> None:
     model = assert_same(graph, SHAPE)
     assert op_types(model) == ["Conv"]
     assert len(model.graph.initializer) == 1
-    assert all("origin" not in node.meta for node in graph.graph.nodes if node.op == "get_attr")
+    assert all(notes(node).origin is None for node in graph.graph.nodes if node.op == "get_attr")
 
 
 def test_unknown_operators_are_named_all_at_once() -> None:
@@ -660,7 +663,7 @@ def test_unknown_operators_are_named_all_at_once() -> None:
         return torch.lgamma(torch.lgamma(x.relu())) + torch.fft.fft(x).real.digamma() + x.cummax(1).values
 
     graph = captured(Apply(unknown), SHAPE)
-    input_node(graph.graph).meta["origin"] = "data"
+    set_notes(input_node(graph.graph), replace(notes(input_node(graph.graph)), origin="data"))
     with pytest.raises(UnsupportedOperator) as caught:
         emit(graph, input_shape=SHAPE, batch=None)
     message = str(caught.value)
@@ -668,7 +671,7 @@ def test_unknown_operators_are_named_all_at_once() -> None:
     assert "aten.lgamma.default (node lgamma and 1 more)" in message
     for name in ("fft", "digamma", "cummax"):
         assert name in message
-    assert input_node(graph.graph).meta["origin"] == "data"
+    assert notes(input_node(graph.graph)).origin == "data"
 
 
 @pytest.mark.parametrize(("name", "reason"), [(name, reason) for name, (_, reason) in REFUSED.items()])

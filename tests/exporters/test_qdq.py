@@ -6,6 +6,7 @@ import itertools
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from dreamquant.exporters.qdq import to_onnx
 from dreamquant.network.capture import capture
 from dreamquant.network.graph import Network
 from dreamquant.network.load import load
+from dreamquant.network.notes import notes, set_notes
 from dreamquant.network.onnx_import import load_onnx
 from dreamquant.quantization.quantize import quantize
 from dreamquant.quantization.student import Student
@@ -151,7 +153,7 @@ def test_what_is_stored_is_the_students_integers(network: Network, calibration: 
             weight = student.network.graph.get_buffer(str(tensor.node.target))
             scale, _ = tensor.grid.shaped(weight.dim())
             weight.copy_((torch.floor(weight / scale) + 0.5) * scale)
-            tensor.node.meta["changed"] = True
+            set_notes(tensor.node, replace(notes(tensor.node), changed=True))
     stored = [numpy_helper.to_array(tensor).astype(np.int32) for tensor in quantized_weights(to_onnx(student).proto)]
     graph = student.network.graph
     expected = [

@@ -18,6 +18,7 @@ from dreamquant.exporters.qdq import Stored, to_onnx
 from dreamquant.exporters.verify import _kept, verify
 from dreamquant.network.graph import Network, output_nodes
 from dreamquant.network.load import load
+from dreamquant.network.notes import shape_of
 from dreamquant.quantization.plan import load_plan
 from dreamquant.quantization.quantize import quantize
 from dreamquant.quantization.student import Student
@@ -66,7 +67,7 @@ def test_a_true_file_passes_and_says_how_near_it_is(bits: str, residual: Network
     assert found.mean_difference <= found.largest_difference < 1e-5
     inside = [tensor for tensor in student.tensors() if tensor.kind == "activation"]
     assert set(integers) == {tensor.quantizer.name for tensor in inside}
-    assert found.steps.values == len(calibration) * sum(torch.Size(tensor.node.meta["shape"][1:]).numel() for tensor in inside)
+    assert found.steps.values == len(calibration) * sum(torch.Size(shape_of(tensor.node)[1:]).numel() for tensor in inside)
     assert found.steps.apart == {}
     assert found.steps.borders < 1e-4 * found.steps.values
     assert found.steps.top1_agreement == 100.0

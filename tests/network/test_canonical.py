@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from dreamquant.network.canonical import canonicalize, flatten_attributes, infer_sizes, scaled_dot_product_attention
 from dreamquant.network.graph import aten
+from dreamquant.network.notes import notes
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,7 @@ def test_attributes_get_flat_names_and_keep_their_own() -> None:
     (node,) = (node for node in flat.graph.nodes if node.op == "get_attr")
 
     assert node.target == "0_0_weight"
-    assert node.meta["origin"] == "0.0.weight"
+    assert notes(node).origin == "0.0.weight"
     assert not flat.get_buffer(str(node.target)).requires_grad
     torch.testing.assert_close(flat(torch.zeros(2, 2)), 2 * root[0][0].weight.detach())  # type: ignore[index]
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from dreamquant.errors import ModelError
 from dreamquant.network.capture import capture
 from dreamquant.network.graph import Network, aten, input_node, output_nodes, tensor_of
+from dreamquant.network.notes import is_tensor, notes, shape_of
 
 SHAPE = (3, 9, 6)
 
@@ -125,17 +126,17 @@ def test_the_graph_is_flat_and_every_tensor_has_a_shape(residual: Network) -> No
     graph = residual.graph.graph
 
     assert {node.op for node in graph.nodes} == {"placeholder", "get_attr", "call_function", "output"}
-    assert input_node(graph).meta["shape"] == (2, 3, 11, 9)
-    assert output_nodes(graph)[0].meta["shape"] == (2, 5)
+    assert shape_of(input_node(graph)) == (2, 3, 11, 9)
+    assert shape_of(output_nodes(graph)[0]) == (2, 5)
     for node in graph.nodes:
-        assert node.op == "output" or "shape" in node.meta
+        assert node.op == "output" or is_tensor(node)
         if node.op == "get_attr":
-            assert tensor_of(residual.graph, node).shape == node.meta["shape"]
+            assert tensor_of(residual.graph, node).shape == shape_of(node)
 
 
 def test_tensors_remember_their_names(residual_module: nn.Module, residual: Network) -> None:
     state = residual_module.state_dict()
-    found = {node.meta["origin"]: node for node in residual.graph.graph.nodes if node.op == "get_attr"}
+    found = {notes(node).origin: node for node in residual.graph.graph.nodes if node.op == "get_attr"}
 
     assert set(found) == {name for name in state if not name.endswith("num_batches_tracked")}
     assert all(torch.equal(tensor_of(residual.graph, node), state[name]) for name, node in found.items())

@@ -17,6 +17,7 @@ from torch import fx, nn
 
 from dreamquant.errors import ModelError, UnsupportedOperator
 from dreamquant.network.graph import Network, input_node, output_nodes, record_shapes, tensor_of
+from dreamquant.network.notes import dtype_of, notes, shape_of
 from dreamquant.network.onnx_import import import_onnx, load_onnx
 
 aten = torch.ops.aten
@@ -76,7 +77,7 @@ def nodes_of(network: Network, target: Any) -> list[fx.Node]:
 
 def stored(network: Network) -> dict[str, fx.Node]:
     """The `get_attr` nodes by the name of the file's tensor."""
-    return {node.meta["origin"]: node for node in network.graph.graph.nodes if node.op == "get_attr"}
+    return {notes(node).origin: node for node in network.graph.graph.nodes if node.op == "get_attr"}
 
 
 def refusal(path: Path, proto: onnx.ModelProto | None = None, **options: Any) -> str:
@@ -95,10 +96,10 @@ def test_network_keeps_the_files_names(path: Path) -> None:
     network = load(path, model(CONVOLUTION, KERNEL))
 
     graph = network.graph.graph
-    assert input_node(graph).meta["origin"] == "x"
-    assert [node.meta["origin"] for node in graph.nodes if node.op == "call_function"] == ["c", "y"]
+    assert notes(input_node(graph)).origin == "x"
+    assert [notes(node).origin for node in graph.nodes if node.op == "call_function"] == ["c", "y"]
     assert list(stored(network)) == ["w"]
-    assert output_nodes(graph)[0].meta["origin"] == "y"
+    assert notes(output_nodes(graph)[0]).origin == "y"
     assert (network.input_shape, network.batch) == ((3, 8, 8), None)
     assert (network.source.kind, network.source.path, network.source.text) == ("onnx", path, str(path))
     assert network.source.proto == onnx.load(str(path))
@@ -106,18 +107,18 @@ def test_network_keeps_the_files_names(path: Path) -> None:
 
 def test_recorded_shapes_are_those_of_a_batch_of_two(path: Path) -> None:
     network = load(path, model(CONVOLUTION, KERNEL, inputs=[images(shape=(1, 3, 8, 8))]))
-    recorded = {node.name: (node.meta["shape"], node.meta["dtype"]) for node in network.graph.graph.nodes if node.op != "output"}
+    recorded = {node.name: (shape_of(node), dtype_of(node)) for node in network.graph.graph.nodes if node.op != "output"}
     record_shapes(network.graph, torch.zeros(2, 3, 8, 8))
 
-    assert recorded == {n.name: (n.meta["shape"], n.meta["dtype"]) for n in network.graph.graph.nodes if n.op != "output"}
+    assert recorded == {n.name: (shape_of(n), dtype_of(n)) for n in network.graph.graph.nodes if n.op != "output"}
     assert recorded["relu"] == ((2, 4, 6, 6), torch.float32)
 
 
 def test_helper_nodes_have_no_origin(path: Path) -> None:
     network = load(path, model([node("Conv", "x w", auto_pad="SAME_UPPER", strides=[2, 2])], KERNEL))
 
-    assert "origin" not in nodes_of(network, aten.pad.default)[0].meta
-    assert nodes_of(network, aten.conv2d.default)[0].meta["origin"] == "y"
+    assert notes(nodes_of(network, aten.pad.default)[0]).origin is None
+    assert notes(nodes_of(network, aten.conv2d.default)[0]).origin == "y"
 
 
 def test_batch_norm_stays_with_its_statistics(path: Path) -> None:
@@ -125,7 +126,7 @@ def test_batch_norm_stays_with_its_statistics(path: Path) -> None:
     network = load(path, model([node("Conv", "x w", "c"), node("BatchNormalization", "c s b m v", epsilon=0.01)], tensors))
 
     (norm,) = nodes_of(network, aten.batch_norm.default)
-    assert [argument.meta["origin"] for argument in norm.args[1:5]] == ["s", "b", "m", "v"]
+    assert [notes(argument).origin for argument in norm.args[1:5]] == ["s", "b", "m", "v"]
     assert norm.args[5] is False
     assert norm.args[7] == pytest.approx(0.01)
 
@@ -134,14 +135,14 @@ def test_matrix_stored_the_other_way_round_is_marked(path: Path) -> None:
     network = load(path, model([node("Flatten", "x", "f"), node("MatMul", "f w")], {"w": floats(192, 5)}))
 
     weight = stored(network)["w"]
-    assert weight.meta["transposed"] is True
+    assert notes(weight).transposed is True
     assert tensor_of(network.graph, weight).shape == (5, 192)
 
 
 def test_matrix_stored_as_torch_does_is_not_marked(path: Path) -> None:
     network = load(path, model([node("Flatten", "x", "f"), node("Gemm", "f w", transB=1)], {"w": floats(5, 192)}))
 
-    assert "transposed" not in stored(network)["w"].meta
+    assert not notes(stored(network)["w"]).transposed
 
 
 def test_shared_tensor_is_stored_once(path: Path) -> None:
@@ -205,7 +206,7 @@ def test_constant_expanded_to_the_batch_is_stored_small(path: Path) -> None:
 
     assert network.batch is None
     assert tensor_of(network.graph, stored(network)["token"]).shape == (1, 2, 1, 8)
-    assert nodes_of(network, aten.expand.default)[0].meta["origin"] == "tokens"
+    assert notes(nodes_of(network, aten.expand.default)[0]).origin == "tokens"
 
 
 def test_if_with_a_known_condition_becomes_its_branch(path: Path) -> None:
@@ -239,7 +240,7 @@ def test_initializer_listed_as_input_is_not_an_input(path: Path) -> None:
 def test_several_outputs_come_in_the_files_order(path: Path) -> None:
     network = load(path, model([node("Relu", "x", "a"), node("Neg", "x", "b")], outputs="b a"))
 
-    assert [node.meta["origin"] for node in output_nodes(network.graph.graph)] == ["b", "a"]
+    assert [notes(node).origin for node in output_nodes(network.graph.graph)] == ["b", "a"]
 
 
 def test_external_data_is_read(path: Path) -> None:
@@ -374,7 +375,7 @@ def test_channels_last_and_bytes_are_taken_apart_at_the_front(path: Path, dtype:
     assert (network.input_shape, network.space.layout) == ((3, 8, 9), "NHWC")
     assert network.space.dtype == ("uint8" if cast else "float32")
     assert [one.target for one in network.graph.graph.nodes if one.op == "call_function"] == [torch.ops.aten.conv2d.default]
-    assert input_node(network.graph.graph).meta["origin"] == "t"
+    assert notes(input_node(network.graph.graph)).origin == "t"
     assert network.input_name == "x"
     assert load(path, proto, layout="NHWC").input_shape == (3, 8, 9)
 

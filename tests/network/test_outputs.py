@@ -200,7 +200,9 @@ def test_what_is_no_tensor_is_left_out_and_said() -> None:
     network = found(lambda net, x: (None, net.pooled(x), 7, len(x)))
 
     assert [output.shape for output in network.outputs] == [(10,)]
-    assert network.notes == tuple(f"output {place} is {what}, no tensor, and left out" for place, what in ((0, None), (2, 7), (3, "a size")))
+    assert network.remarks == tuple(
+        f"output {place} is {what}, no tensor, and left out" for place, what in ((0, None), (2, 7), (3, "a size"))
+    )
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dreamquant.network.capture import capture
 from dreamquant.network.graph import Network
 from dreamquant.network.load import load
+from dreamquant.network.notes import shape_of
 from dreamquant.network.onnx_import import load_onnx
 from dreamquant.network.operators import CONVOLUTIONS, is_call
 from dreamquant.network.statistics import EPSILON, _Moments, batch_norms, moments, probe, watch
@@ -160,7 +161,7 @@ def test_watch_gives_the_values_of_nodes(network: Network, images: Callable[...,
     with torch.no_grad():
         scores, values = watch(network, [*relus, relus[0]])(x)
 
-    assert [value.shape[1:] for value in values[:-1]] == [node.meta["shape"][1:] for node in relus]
+    assert [value.shape[1:] for value in values[:-1]] == [shape_of(node)[1:] for node in relus]
     assert torch.equal(values[0], values[-1])
     assert all(value.min() == 0 for value, node in zip(values, relus, strict=False) if "leaky" not in str(node.target))
     torch.testing.assert_close(scores, network(x), rtol=1e-4, atol=1e-5)

@@ -14,6 +14,7 @@ from dreamquant.exporters.export import export
 from dreamquant.network.capture import capture
 from dreamquant.network.graph import Network, is_input, tensor_of
 from dreamquant.network.load import load
+from dreamquant.network.notes import notes
 from dreamquant.quantization.quantize import quantize
 from dreamquant.quantization.student import Student
 from dreamquant.quantization.walk import Chunks, walk
@@ -41,8 +42,8 @@ def distance(student: Student, network: Network, images: Tensor) -> float:
 def test_a_range_is_that_of_the_widest_channel(chain: Network, images: Callable[..., Tensor], deviations: float) -> None:
     samples = Samples(images(2, SHAPE))
     student = quantize(chain, samples, transforms=["fold_batchnorm"], range_source="batchnorm", deviations=deviations)
-    layers = [node for node in student.network.graph.graph.nodes if "normal" in node.meta]
-    highs = [float((beta + deviations * gamma).max()) for beta, gamma in (layer.meta["normal"] for layer in layers)]
+    layers = [node for node in student.network.graph.graph.nodes if notes(node).normal is not None]
+    highs = [float((beta + deviations * gamma).max()) for beta, gamma in (notes(layer).normal for layer in layers)]
     grids = [t.grid for t in student.tensors() if t.kind == "activation" and t.node.name.startswith("relu")]
     image = next(t.grid for t in student.tensors() if is_input(t.node))
 
@@ -77,8 +78,8 @@ def test_what_leads_into_a_leaky_relu_keeps_what_that_lets_through(
     module = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.LeakyReLU(0.01), nn.Conv2d(6, 4, 1))
     network = capture(fill(module, SHAPE), SHAPE)
     student = quantize(network, Samples(images(4, SHAPE)), bits="W8A4", range_source="batchnorm")
-    layer = next(node for node in student.network.graph.graph.nodes if "normal" in node.meta)
-    beta, gamma = layer.meta["normal"]
+    layer = next(node for node in student.network.graph.graph.nodes if notes(node).normal is not None)
+    beta, gamma = notes(layer).normal
     grid = next(t.grid for t in student.tensors() if t.node is layer)
 
     assert -float(grid.zero_point * grid.scale) > 0.5 * float((beta - 6 * gamma).min())

@@ -15,7 +15,7 @@ from dreamquant.network.graph import Network, tensor_of
 from dreamquant.quantization.channel_bits import channel_bits
 from dreamquant.quantization.grid import grid_of_range
 from dreamquant.quantization.quantize import quantize
-from dreamquant.quantization.walk import KEPT
+from dreamquant.quantization.walk import float_tensor
 from dreamquant.samples import Samples
 
 
@@ -117,7 +117,7 @@ def test_each_channel_of_a_student_has_no_more_levels_than_its_bits(
     for tensor in student.tensors():
         if tensor.kind == "weight":
             weight = tensor_of(graph, tensor.node)
-            widths = channel_bits(graph.get_buffer(tensor.node.meta[KEPT]).flatten(1), 3)
+            widths = channel_bits(float_tensor(graph, tensor.node).flatten(1), 3)
             assert int(widths.sum()) == 3 * len(widths)
             for row, width in zip(tensor.grid.fake(weight).flatten(1), widths.tolist(), strict=True):
                 assert len(row.unique()) <= 2**width
@@ -133,7 +133,7 @@ def test_bits_by_channel_leave_less_error_than_as_many_for_all(residual: Network
         for tensor in student.tensors():
             if tensor.kind == "weight":
                 weight = tensor_of(graph, tensor.node)
-                exact = graph.get_buffer(tensor.node.meta[KEPT]) if KEPT in tensor.node.meta else weight
+                exact = float_tensor(graph, tensor.node)
                 total += (tensor.grid.fake(weight) - exact).square().sum().item()
         return total
 

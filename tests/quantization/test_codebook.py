@@ -11,6 +11,7 @@ from torch import Tensor
 from dreamquant.errors import OptionError
 from dreamquant.methods import Method, find_method, method_names
 from dreamquant.network.graph import Network
+from dreamquant.network.notes import shape_of
 from dreamquant.quantization.codebook import Codebook
 from dreamquant.quantization.quantize import quantize
 from dreamquant.quantization.student import Student
@@ -185,7 +186,7 @@ def test_weights_of_a_student_are_on_their_levels(
     assert [tensor.kind for tensor in student.tensors()].count("bias") == 0
     for tensor in weights:
         assert isinstance(tensor.grid, Codebook)
-        assert len(tensor.grid.levels) == (1 if granularity == "tensor" else tensor.node.meta["shape"][0])
+        assert len(tensor.grid.levels) == (1 if granularity == "tensor" else shape_of(tensor.node)[0])
     assert {tensor.grid.bits for tensor in weights} == ({3} if plan == "zeroq" else {3, 8})
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from dreamquant.errors import DataError, OptionError
 from dreamquant.network.capture import capture
 from dreamquant.network.graph import Network, tensor_of
+from dreamquant.network.notes import notes, shape_of
 from dreamquant.quantization.plan import load_plan
 from dreamquant.quantization.quantize import quantize
 from dreamquant.quantization.student import Student
@@ -50,13 +51,13 @@ def test_each_part_has_its_own_bits(residual: Network, calibration: Samples, par
 def test_the_network_given_is_not_changed(residual: Network, calibration: Samples, plan: str) -> None:
     tensors = {name: tensor.clone() for name, tensor in residual.graph.named_buffers()}
     code, state = residual.graph.code, torch.random.get_rng_state()
-    metas = {node.name: dict(node.meta) for node in residual.graph.graph.nodes}
+    metas = {node.name: notes(node) for node in residual.graph.graph.nodes}
     images = calibration.images.clone()
     quantize(residual, calibration, bits="W4A4", plan=plan, bias_correction="samples")
 
     assert residual.graph.code == code
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in residual.graph.named_buffers())
-    assert {node.name: node.meta for node in residual.graph.graph.nodes} == metas
+    assert {node.name: notes(node) for node in residual.graph.graph.nodes} == metas
     assert torch.equal(images, calibration.images)
     assert torch.equal(torch.random.get_rng_state(), state)
 
@@ -85,7 +86,7 @@ def test_weight_granularity(residual: Network, calibration: Samples, granularity
     student = quantize(residual, calibration, bits="W4A8", weight_granularity=granularity)
     for tensor in student.tensors():
         if tensor.kind == "weight":
-            channels = tensor.node.meta["shape"][0]
+            channels = shape_of(tensor.node)[0]
             assert tensor.grid.scale.numel() == (channels if granularity == "channel" else 1)
 
 

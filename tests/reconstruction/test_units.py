@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dreamquant.network.capture import capture
 from dreamquant.network.graph import Network
+from dreamquant.network.notes import shape_of
 from dreamquant.network.operators import WEIGHTED, is_call
 from dreamquant.quantization.quantize import quantize
 from dreamquant.quantization.student import Student
@@ -40,7 +41,7 @@ def test_a_step_leaves_nothing_behind(student: Student, images_in: Tensor) -> No
             inner.append(weakref.ref(x))
             return x
 
-    x = torch.rand(len(images_in), *block.input.meta["shape"][1:])
+    x = torch.rand(len(images_in), *shape_of(block.input)[1:])
     gc.collect()
     gc.disable()
     try:
@@ -103,7 +104,7 @@ def test_a_block_is_learnt_before_the_map_is_pooled_away(
 
     assert "pool" in stem.output.name  # a pooling that leaves a map stays with its layer
     assert block.output.name.startswith("relu")
-    assert block.output.meta["shape"][1:] == (4, 3, 3)
+    assert shape_of(block.output)[1:] == (4, 3, 3)
     assert last.input is block.output
     assert len(last.nodes) > len(head)
 

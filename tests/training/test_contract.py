@@ -19,6 +19,7 @@ from dreamquant.methods import find_method, method_names
 from dreamquant.network.capture import capture
 from dreamquant.network.graph import Network, tensor_of
 from dreamquant.network.load import load
+from dreamquant.network.notes import notes
 from dreamquant.quantization.grid import Grid
 from dreamquant.quantization.quantize import quantize
 from dreamquant.quantization.student import Student
@@ -179,7 +180,7 @@ def test_an_onnx_file_comes_back_trained(residual_onnx: Path, calibration: Sampl
     student = quantize(network, calibration, bits="W4A8", plan="zeroq")
     found = teach(network, student, calibration, method)
     assert export(found, tmp_path / "out.onnx", calibration).verification.top1_agreement > 95
-    names = {str(node.target) for node in found.network.graph.graph.nodes if node.meta.get("changed")}
+    names = {str(node.target) for node in found.network.graph.graph.nodes if notes(node).changed}
     assert any("norm" in name for name in names)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dreamquant.errors import OptionError
 from dreamquant.network.graph import Network, tensor_of
+from dreamquant.network.notes import notes
 from dreamquant.quantization.quantize import quantize
 from dreamquant.quantization.student import Student
 from dreamquant.samples import Samples
@@ -147,7 +148,7 @@ def test_clipping_bounds_the_step(residual: Network, student: Student, calibrati
         found = run(
             residual, student, calibration, epochs=1, iterations=1, warm_up=0, range_epochs=0, clip=clip, weight_decay=0.0
         )
-        names = {str(node.target) for node in found.network.graph.graph.nodes if node.meta.get("changed")} - {
+        names = {str(node.target) for node in found.network.graph.graph.nodes if notes(node).changed} - {
             str(tensor.node.target) for tensor in found.tensors()
         }  # what stands on no grid
         pairs = [(found.network.graph.get_buffer(name), student.network.graph.get_buffer(name)) for name in names]

@@ -16,6 +16,7 @@ from dreamquant.network.distribution import distributions
 from dreamquant.network.edit import bias_of
 from dreamquant.network.graph import Network
 from dreamquant.network.load import load
+from dreamquant.network.notes import notes
 from dreamquant.quantization.quantize import quantize
 from dreamquant.quantization.sites import weighted_nodes
 from dreamquant.samples import Samples
@@ -67,13 +68,13 @@ def test_the_function_is_kept_and_activations_fall(
     between, last = CASES[name]
     before = high(between(), last())
     after = absorb_bias(before, bits=8)
-    beta, gamma = weighted_nodes(before.graph.graph)[0].meta["normal"]
+    beta, gamma = notes(weighted_nodes(before.graph.graph)[0]).normal
     surplus = (beta - 3 * gamma).clamp(min=0)
     x = 0.5 * images(16, SHAPE, seed=4)  # no farther than three deviations from the mean
 
     assert int((surplus > 1).sum()) == 3
     assert close(after(x), before(x))
-    normal = weighted_nodes(after.graph.graph)[0].meta["normal"]
+    normal = notes(weighted_nodes(after.graph.graph)[0]).normal
     torch.testing.assert_close(normal[0], beta - surplus)
     torch.testing.assert_close(normal[1], gamma)
     ranges = [distributions(net)[weighted_nodes(net.graph.graph)[0]].high.max() for net in (before, after)]
@@ -129,7 +130,7 @@ def test_the_file_computes_the_same(
     residual: Network, residual_onnx: Path, calibration: Samples, tmp_path: Path, source: str
 ) -> None:
     network = residual if source == "torch" else load(residual_onnx)
-    layers = {node.name: node for node in fold_batchnorm(network).graph.graph.nodes if "normal" in node.meta}
+    layers = {node.name: node for node in fold_batchnorm(network).graph.graph.nodes if notes(node).normal is not None}
     assert layers
     student = quantize(
         network,

@@ -14,6 +14,7 @@ from dreamquant.exporters.export import export
 from dreamquant.network.capture import capture
 from dreamquant.network.graph import Network, aten, tensor_of
 from dreamquant.network.load import load
+from dreamquant.network.notes import is_tensor, notes
 from dreamquant.network.operators import CLIPPING
 from dreamquant.network.pairs import input_rows, output_rows, pairs, stored
 from dreamquant.quantization.grid import grid_of_range
@@ -157,7 +158,7 @@ def test_clips_become_one_of_each_channel_or_vanish_or_stay(
     assert close(relu(small), before(small))
     assert not close(relu(large), before(large))
     assert close(exact(large), before(large))
-    assert all("shape" in node.meta for node in exact.graph.graph.nodes if node.op != "output")
+    assert all(is_tensor(node) for node in exact.graph.graph.nodes if node.op != "output")
 
 
 @pytest.mark.parametrize("ranges", list(RANGES))
@@ -192,7 +193,7 @@ def test_statistics_are_scaled_with_their_channels(network: Callable[..., Networ
     scale = weights(after)[0].flatten(1).norm(dim=1) / weights(before)[0].flatten(1).norm(dim=1)
 
     assert float((scale - 1).abs().min()) > 1e-3
-    for new, old in zip(layer.meta["normal"], same.meta["normal"], strict=True):
+    for new, old in zip(notes(layer).normal, notes(same).normal, strict=True):
         torch.testing.assert_close(new, old * scale)
 
 

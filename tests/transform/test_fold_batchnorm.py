@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dreamquant.network.capture import capture
 from dreamquant.network.graph import Network, aten
+from dreamquant.network.notes import notes
 from dreamquant.network.onnx_import import load_onnx
 from dreamquant.transform.fold_batchnorm import fold_batchnorm
 
@@ -97,9 +98,9 @@ def test_every_norm_of_a_file_is_folded_and_its_name_taken_over(residual_onnx: P
     network = load_onnx(residual_onnx)
     folded = fold_batchnorm(network)
     x = images(4, network.input_shape)
-    origins = {node.meta.get("origin") for node in network.graph.graph.nodes if node.target is aten.batch_norm.default}
-    layers = [node for node in folded.graph.graph.nodes if "absorbed" in node.meta]
+    origins = {notes(node).origin for node in network.graph.graph.nodes if node.target is aten.batch_norm.default}
+    layers = [node for node in folded.graph.graph.nodes if notes(node).absorbed is not None]
 
-    assert {node.meta["origin"] for node in layers} == origins
+    assert {notes(node).origin for node in layers} == origins
     assert len(layers) == 5
     torch.testing.assert_close(folded(x), network(x), rtol=1e-4, atol=1e-4)

@@ -15,6 +15,7 @@ from dreamquant.exporters.export import export
 from dreamquant.network.capture import capture
 from dreamquant.network.graph import Network, aten, tensor_of
 from dreamquant.network.load import load
+from dreamquant.network.notes import shape_of
 from dreamquant.network.pairs import stored
 from dreamquant.quantization.grid import grid_of_range
 from dreamquant.quantization.quantize import quantize
@@ -73,9 +74,9 @@ def test_the_function_is_kept_and_the_largest_weights_fall(
         assert (other.abs().max() < 0.9 * one.abs().max()) == (count > 0)
     for node in after.graph.graph.nodes:
         if node.op == "get_attr":
-            assert node.meta["shape"] == tuple(tensor_of(after.graph, node).shape)
+            assert shape_of(node) == tuple(tensor_of(after.graph, node).shape)
         elif node.op == "call_function":
-            assert node.meta["shape"][0] == 2
+            assert shape_of(node)[0] == 2
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
@@ -161,7 +162,7 @@ def test_the_file_computes_the_same(
     )
     export(student, tmp_path / "student.onnx", calibration)
     selects = [node for node in student.network.graph.graph.nodes if node.target is aten.index_select.default]
-    widths = {node.name: math.prod(node.meta["shape"]) for node in selects}
+    widths = {node.name: math.prod(shape_of(node)) for node in selects}
 
     assert len(widths) == 7  # of nine layers: neither the first nor the depthwise one
     assert student.network.source.proto is None

@@ -19,6 +19,7 @@ from torch import Tensor, fx
 from dreamquant.errors import ModelError
 from dreamquant.network.answers import distances, spreads
 from dreamquant.network.graph import Network, by_image, input_node, whole_batches
+from dreamquant.network.notes import bytes_of, notes, shape_of
 from dreamquant.network.operators import WEIGHTED, data_inputs, data_nodes, is_call
 from dreamquant.network.scores import float_answers
 from dreamquant.quantization.codebook import Codebook
@@ -86,7 +87,7 @@ def layer_grids(student: Student) -> dict[str, LayerGrids]:
     found = {}
     for layer in student.network.graph.graph.nodes:
         weight = layer.args[1] if is_call(layer, WEIGHTED) else None
-        if isinstance(weight, fx.Node) and weight.meta.get("kind") == "weight":
+        if isinstance(weight, fx.Node) and notes(weight).kind == "weight":
             inputs = {name: grids[name] for name in _input_quantizers(layer) if name in grids}
             found[layer.name] = LayerGrids({str(weight.target): grids[str(weight.target)]}, inputs)
     return found
@@ -161,8 +162,7 @@ def _later(graph: fx.Graph, change: Change) -> set[fx.Node]:
 def _chunk(graph: fx.Graph) -> int:
     """How many images at once; a quantizer without a grid hands its input on and stores nothing."""
     nodes = [node for node in data_nodes(graph) if node.op != "call_module"]
-    size: int = sum(torch.Size(node.meta["shape"]).numel() * node.meta["dtype"].itemsize for node in nodes)
-    each = max(1, size // int(input_node(graph).meta["shape"][0]))
+    each = max(1, sum(map(bytes_of, nodes)) // shape_of(input_node(graph))[0])
     return max(1, min(CHUNK, MEMORY // each))
 
 

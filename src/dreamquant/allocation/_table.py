@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import fx
 
 from dreamquant.allocation._sensitivity import (
@@ -23,6 +22,7 @@ from dreamquant.allocation._sensitivity import (
 )
 from dreamquant.allocation._solver import Option, Term, cost, damage, solve
 from dreamquant.network.graph import Network, input_node
+from dreamquant.network.notes import shape_of
 from dreamquant.network.operators import TRANSPOSED
 from dreamquant.quantization.plan import Bits, Plan
 from dreamquant.quantization.student import Student
@@ -160,13 +160,13 @@ def _parameters(layer: fx.Node) -> int:
 
 def _multiplications(layer: fx.Node) -> int:
     """Of one image: each output value, or each input value of a transposed convolution, meets one row of the weight."""
-    batch = int(input_node(layer.graph).meta["shape"][0])
+    batch = shape_of(input_node(layer.graph))[0]
     weight = layer.args[1]
     assert isinstance(weight, fx.Node)
     values = _size(layer.args[0] if layer.target in TRANSPOSED else layer) // batch
-    return values * (_size(weight) // int(weight.meta["shape"][0]))
+    return values * (_size(weight) // shape_of(weight)[0])
 
 
 def _size(node: object) -> int:
     assert isinstance(node, fx.Node)
-    return torch.Size(node.meta["shape"]).numel()
+    return math.prod(shape_of(node))

@@ -9,6 +9,7 @@ from dreamquant.allocation import LayerDamage
 from dreamquant.methods import find_method, method_names
 from dreamquant.network.attention import attentions
 from dreamquant.network.graph import Network
+from dreamquant.network.notes import shape_of
 from dreamquant.network.operators import WEIGHTED, is_call
 from dreamquant.network.outputs import Output
 from dreamquant.network.segments import segments
@@ -101,7 +102,7 @@ def inspect(network: Network, plan: Plan, bits: Bits) -> Inspection:
         batch=network.batch,
         outputs=network.outputs,
         layers=[
-            Layer(node.name, str(node.target), node.args[1].meta["shape"], node.meta["shape"][1:])
+            Layer(node.name, str(node.target), shape_of(node.args[1]), shape_of(node)[1:])
             for node in network.graph.graph.nodes
             if is_call(node, WEIGHTED)
         ],

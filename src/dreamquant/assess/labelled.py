@@ -55,14 +55,18 @@ class LabelledImages:
         """`count` of the images at even distances, so that a set sorted by class keeps them all; all if there are fewer."""
         if count >= len(self):
             return self
-        chosen = np.arange(count) * len(self) // count
+        return self.chosen(np.arange(count) * len(self) // count)
+
+    def chosen(self, places: Sequence[int] | NDArray[np.int64]) -> LabelledImages:
+        """The images in these places, in this order."""
+        kept = np.asarray(places, np.int64)
 
         @contextmanager
         def reader() -> Iterator[Reader]:
             with self.reader() as read:
-                yield lambda i: read(int(chosen[i]))
+                yield lambda i: read(int(kept[i]))
 
-        return LabelledImages(self.labels[chosen], reader, self.resize)
+        return LabelledImages(self.labels[kept], reader, self.resize)
 
     def batches(
         self,

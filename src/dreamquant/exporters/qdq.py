@@ -25,6 +25,7 @@ from dreamquant.exporters.onnx_emit import emit_network
 from dreamquant.exporters.packing import array, packed
 from dreamquant.exporters.surgery import Surgery
 from dreamquant.network.graph import tensor_of
+from dreamquant.network.notes import notes
 from dreamquant.quantization.codebook import Codebook
 from dreamquant.quantization.grid import Grid, integer_limits
 from dreamquant.quantization.student import QuantizedTensor, Student, quantizer_nodes
@@ -98,8 +99,8 @@ def _float_model(student: Student, opset: int) -> tuple[onnx.ModelProto, Names, 
         graph = _without_quantizers(graph)
         proto = emit_network(network, graph, opset=max(opset, FLOAT_OPSET))
     nodes = graph.graph.nodes
-    names = {node.name: str(node.meta["origin"]) for node in nodes if node.meta.get("origin") is not None}
-    return proto, names, {node.name for node in nodes if node.meta.get("transposed")}
+    names = {node.name: origin for node in nodes if (origin := notes(node).origin) is not None}
+    return proto, names, {node.name for node in nodes if notes(node).transposed}
 
 
 def _without_quantizers(graph: fx.GraphModule) -> fx.GraphModule:
@@ -116,10 +117,11 @@ def _fold(surgery: Surgery, student: Student) -> None:
     if student.network.source.proto is None:
         return
     for node in student.network.graph.graph.nodes:
-        absorbed = node.meta.get("absorbed")
-        if absorbed is not None:
-            surgery.remove(str(node.meta["origin"]))
-            surgery.rename_output(str(absorbed), str(node.meta["origin"]))
+        known = notes(node)
+        if known.absorbed is not None:
+            assert known.origin is not None
+            surgery.remove(known.origin)
+            surgery.rename_output(known.absorbed, known.origin)
 
 
 def _update_constants(surgery: Surgery, student: Student, names: Names, transposed: set[str]) -> None:
@@ -131,10 +133,10 @@ def _update_constants(surgery: Surgery, student: Student, names: Names, transpos
         if node.op != "get_attr":
             continue
         value = tensor_of(graph, node)
-        if node.name in names and node.meta.get("changed"):
+        if node.name in names and notes(node).changed:
             surgery.replace_constant(names[node.name], array(value.t() if node.name in transposed else value))
-        elif node.name not in names and node.meta.get("gained"):
-            result = names[str(node.meta["gained"])]
+        elif node.name not in names and (gained := notes(node).gained) is not None:
+            result = names[gained]
             names[node.name] = surgery.constant(f"{result}_bias", array(value))
             _add_bias(surgery, result, names[node.name])
 

@@ -20,6 +20,7 @@ from dreamquant.errors import VerificationError
 from dreamquant.exporters.packing import array
 from dreamquant.exporters.qdq import Stored
 from dreamquant.network.graph import tensor_of
+from dreamquant.network.notes import notes
 from dreamquant.quantization.grid import Grid
 from dreamquant.quantization.student import Student
 from dreamquant.quantization.walk import quantizer_of
@@ -39,7 +40,7 @@ def read_back(student: Student, proto: onnx.ModelProto, integers: Mapping[str, s
     for name, place in stored.items():
         node = nodes[name]
         expected = _expected(student.network.graph, node)
-        allowed = ULP if node.meta.get("kind") == "bias" else 0.0
+        allowed = ULP if notes(node).kind == "bias" else 0.0
         _compare(_called(node), expected.T if place.transposed else expected, values[place.value], allowed)
     return len(stored) + _grids(student, proto, integers)
 
@@ -54,7 +55,7 @@ def _expected(graph: fx.GraphModule, node: fx.Node) -> Array:
 
 
 def _called(node: fx.Node) -> str:
-    return f"{node.meta['kind']} {node.all_input_nodes[0].target}" if node.op == "call_module" else f"stored tensor {node.target}"
+    return f"{notes(node).kind} {node.all_input_nodes[0].target}" if node.op == "call_module" else f"stored tensor {node.target}"
 
 
 def _compare(what: str, expected: Array, found: Array, allowed: float = 0.0) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from dreamquant.network.graph import Network, aten
+from dreamquant.network.notes import shape_of
 from dreamquant.network.operators import PASSTHROUGH, PRODUCTS, SOFTMAX, data_nodes, is_call
 from dreamquant.network.statistics import watch
 
@@ -42,7 +43,7 @@ def attentions(network: Network) -> list[Attention]:
     nodes = data_nodes(network.graph.graph)
     computed = set(nodes)
     found = [node for node in nodes if is_call(node, WHOLE) or _is_mixing(node, computed)]
-    layers = [Attention(node, *_patches(nodes, computed, int(node.meta["shape"][-2]))) for node in found]
+    layers = [Attention(node, *_patches(nodes, computed, shape_of(node)[-2])) for node in found]
     return [layer for layer in layers if layer.patches >= FEWEST_PATCHES]
 
 
@@ -79,7 +80,7 @@ def _is_mixing(node: fx.Node, computed: set[fx.Node]) -> bool:
     if not is_call(node, PRODUCTS) or node.args[1] not in computed:
         return False
     weights = _behind(node.args[0], lambda one: is_call(one, PASSTHROUGH))
-    if not is_call(weights, SOFTMAX) or weights.args[1] not in (-1, len(weights.meta["shape"]) - 1):
+    if not is_call(weights, SOFTMAX) or weights.args[1] not in (-1, len(shape_of(weights)) - 1):
         return False
     scores = _behind(weights.args[0], lambda one: _scales(one) or is_call(one, PASSTHROUGH), computed)
     operands = scores.args[1:] if scores.target is aten.baddbmm.default else scores.args
@@ -104,11 +105,11 @@ def _scales(node: fx.Node) -> bool:
 def _patches(nodes: list[fx.Node], computed: set[fx.Node], tokens: int) -> tuple[int, int]:
     """Which of `tokens` are patches (first, how many): those that a concatenation joins with stored tokens, else all."""
     for node in nodes:
-        if not is_call(node, {aten.cat.default}) or len(node.meta["shape"]) != 3 or node.meta["shape"][1] != tokens:
+        if not is_call(node, {aten.cat.default}) or len(shape_of(node)) != 3 or shape_of(node)[1] != tokens:
             continue
         first = 0
         for part in node.args[0]:  # type: ignore[union-attr]
-            size = int(part.meta["shape"][1])  # type: ignore[union-attr]
+            size = shape_of(part)[1]
             if part in computed and size < tokens:
                 return first, size
             first += size

@@ -40,7 +40,7 @@ def difference(expected: Tensor, actual: Tensor) -> float:
 def free_batch(graph: fx.GraphModule, input_shape: tuple[int, int, int], batch: int) -> int | None:
     """Rewrite `graph`, which runs batches of `batch` images (C, H, W), to run any; None where that is proven.
 
-    Otherwise the graph stays as it was and `batch` is returned. Every tensor-valued node needs `meta["shape"]` as
+    Otherwise the graph stays as it was and `batch` is returned. Every tensor-valued node needs its shape as
     recorded on `batch` images. Nodes of a graph that had to be rewritten are new objects under their old names.
     """
     images = noise(max(TRIED), input_shape)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from dreamquant.network.graph import input_node, is_input, tensor_of
+from dreamquant.network.notes import Notes, dtype_of, is_tensor, note_value, set_notes, shape_of
 
 aten = torch.ops.aten
 
@@ -70,7 +71,7 @@ class BatchFreer:
 
     def _value(self, node: fx.Node) -> Any:
         if is_input(node):
-            return torch.empty(OTHER, *node.meta["shape"][1:], device="meta")
+            return torch.empty(OTHER, *shape_of(node)[1:], device="meta")
         if node.op == "get_attr":
             return tensor_of(self.module, node).to("meta")
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.values.__getitem__)
@@ -84,11 +85,11 @@ class BatchFreer:
     def _locate(self, node: fx.Node) -> None:
         """Find the images in a node's value: the one dimension whose size is not the recorded one."""
         value, source = self.values[node], self._source(node)
-        if not isinstance(value, Tensor) or "shape" not in node.meta:
+        if not isinstance(value, Tensor) or not is_tensor(node):
             if source is not None:
                 self.spots[node] = self.spots[source]
             return
-        recorded = node.meta["shape"]
+        recorded = shape_of(node)
         if len(recorded) != value.dim():
             raise NotFreeError
         axes = [axis for axis, size in enumerate(value.shape) if size != recorded[axis]]
@@ -103,16 +104,16 @@ class BatchFreer:
             return 1
         if node.target not in ORDER_KEPT:
             return self.spots[source].outer
-        ahead: int = math.prod(node.meta["shape"][:axis])
+        ahead = math.prod(shape_of(node)[:axis])
         return max(1, self._before(source) // ahead)
 
     def _source(self, node: fx.Node) -> fx.Node | None:
-        return next((one for one in node.all_input_nodes if one in self.spots and "shape" in one.meta), None)
+        return next((one for one in node.all_input_nodes if one in self.spots and is_tensor(one)), None)
 
     def _before(self, node: fx.Node) -> int:
         """How many rows come before the images in a batched tensor's row-major order."""
         spot = self.spots[node]
-        ahead: int = math.prod(node.meta["shape"][: spot.axis])
+        ahead = math.prod(shape_of(node)[: spot.axis])
         return ahead * spot.outer
 
     def _rewrite_sizes(self, node: fx.Node) -> None:
@@ -130,10 +131,10 @@ class BatchFreer:
 
     def _reshape(self, node: fx.Node, source: fx.Node, position: int, start: int) -> None:
         """Make the size that holds the images a multiple of the batch; `start` is the first dimension of the sizes."""
-        axis = self._holder(node.meta["shape"], source)
+        axis = self._holder(shape_of(node), source)
         sizes = _sizes(node, position)
         if 0 <= axis - start < len(sizes) and isinstance(sizes[axis - start], int) and sizes[axis - start] != -1:
-            sizes[axis - start] = self._multiple(node.meta["shape"][axis] // self.batch)
+            sizes[axis - start] = self._multiple(shape_of(node)[axis] // self.batch)
             node.update_arg(position, sizes)
 
     def _holder(self, sizes: Sequence[int], source: fx.Node) -> int:
@@ -149,7 +150,7 @@ class BatchFreer:
             for axis, (rows, size) in enumerate(zip(ahead, sizes, strict=True))
             if before % rows == 0 and rows * size % (before * self.batch) == 0
         ]
-        kept = _common_end(sizes, source.meta["shape"][self.spots[source].axis + 1 :])
+        kept = _common_end(sizes, shape_of(source)[self.spots[source].axis + 1 :])
         likely = [axis for axis in holds if axis < len(sizes) - max(kept, 1)] or holds
         exact = [axis for axis in likely if ahead[axis] == before] or likely
         if not exact:
@@ -158,7 +159,7 @@ class BatchFreer:
 
     def _expand(self, node: fx.Node, source: fx.Node) -> None:
         sizes = _sizes(node, 1)
-        added = len(sizes) - len(source.meta["shape"])
+        added = len(sizes) - len(shape_of(source))
         sizes[self.spots[source].axis + added] = -1  # as many as the source has
         node.update_arg(1, sizes)
 
@@ -173,7 +174,7 @@ class BatchFreer:
             node.update_arg(position, [self._multiple(1), *sizes[1:]])
 
     def _leads_alone(self, node: fx.Node, rank: int) -> bool:
-        shape = node.all_input_nodes[0].meta["shape"]
+        shape = shape_of(node.all_input_nodes[0])
         return len(shape) == rank and shape[0] != 1
 
     def _join(self, node: fx.Node, source: fx.Node) -> None:
@@ -183,7 +184,7 @@ class BatchFreer:
         node.update_arg(0, parts)
 
     def _widened(self, node: fx.Node, part: fx.Node, axis: int) -> fx.Node:
-        shape = part.meta["shape"]
+        shape = shape_of(part)
         if shape[axis] != self.batch:
             return part
         sizes: list[Any] = [-1] * len(shape)
@@ -192,7 +193,7 @@ class BatchFreer:
             if shape[axis] != 1:
                 part = self._first_row(part, axis)
             wide = self.graph.call_function(aten.expand.default, (part, sizes))
-        wide.meta["shape"], wide.meta["dtype"] = tuple(shape), part.meta["dtype"]
+        set_notes(wide, Notes(tuple(shape), dtype_of(part)))
         self.values[wide] = self._value(wide)
         self._locate(wide)
         return wide
@@ -205,7 +206,7 @@ class BatchFreer:
         if not torch.equal(tensor, row.expand_as(tensor)):
             raise NotFreeError
         node = self.graph.call_function(aten.slice.Tensor, (part, axis, 0, 1))
-        node.meta["shape"], node.meta["dtype"] = tuple(row.shape), row.dtype
+        note_value(node, row)
         self.values[node] = row.to("meta")
         return node
 
@@ -232,7 +233,7 @@ def _sizes(node: fx.Node, position: int) -> list[Any]:
 def _axis(node: fx.Node, source: fx.Node) -> int:
     """The axis that a call takes after its tensor, counted from the front."""
     axis: Any = node.args[1]
-    return int(axis) % len(source.meta["shape"])
+    return int(axis) % len(shape_of(source))
 
 
 def _common_end(one: Sequence[int], other: Sequence[int]) -> int:

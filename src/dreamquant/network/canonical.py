@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from dreamquant.network.edit import unused_name
 from dreamquant.network.einsum import einsum
 from dreamquant.network.graph import aten
+from dreamquant.network.notes import Notes, exported_value, set_notes
 
 
 def scaled_dot_product_attention(
@@ -162,8 +163,7 @@ def _is_cast_to_same(node: fx.Node) -> bool:
     """Whether a cast changes nothing where all precisions are one."""
     if node.target not in (aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout):
         return False
-    source = node.args[0]
-    value, before = node.meta.get("val"), source.meta.get("val") if isinstance(source, fx.Node) else None
+    value, before = exported_value(node), exported_value(node.args[0])
     if not isinstance(value, Tensor) or not isinstance(before, Tensor):
         return False
     return value.dtype == before.dtype or (value.is_floating_point() and before.is_floating_point())
@@ -172,7 +172,7 @@ def _is_cast_to_same(node: fx.Node) -> bool:
 def flatten_attributes(module: nn.Module, graph: fx.Graph) -> fx.GraphModule:
     """A GraphModule around `graph` whose tensors stand under flat names, one `get_attr` node a tensor, without gradients.
 
-    `get_attr` nodes get the tensor's dotted name as `meta["origin"]`.
+    `get_attr` nodes note the tensor's dotted name as their `origin`.
     """
     root = nn.Module()
     seen: dict[int, fx.Node] = {}
@@ -188,7 +188,7 @@ def flatten_attributes(module: nn.Module, graph: fx.Graph) -> fx.GraphModule:
             graph.erase_node(node)
             continue
         seen[id(value)] = node
-        node.meta["origin"] = str(node.target)
+        set_notes(node, Notes(origin=str(node.target)))
         name = unused_name(root, str(node.target))
         if isinstance(value, Tensor):
             root.register_buffer(name, value.detach().clone(memory_format=torch.contiguous_format))

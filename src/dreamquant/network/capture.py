@@ -22,6 +22,7 @@ from dreamquant.network.front import (
 )
 from dreamquant.network.graph import Network, Source, aten, is_input, record_shapes
 from dreamquant.network.input_space import DTYPES, standard
+from dreamquant.network.notes import drop_foreign, exported_value, is_tensor
 from dreamquant.network.operators import is_call
 from dreamquant.network.outputs import find_outputs
 from dreamquant.network.stored_layers import name_layers
@@ -49,7 +50,7 @@ def capture(
     `layout` is how it takes images; where that is not given, what its first permutation or its sizes tell. BatchNorms stay as
     they are; what is computed from parameters alone is stored, and numbers of another precision become float32. A graph that
     turns out to be bound to one batch size is freed from it where that can be proved; a module that cannot be, as one whose
-    images know of each other, takes them one by one. `Network.notes` says what of it is not as it was. Its input space is mean 0
+    images know of each other, takes them one by one. `Network.remarks` says what is not as it was. Its input space is mean 0
     and deviation 1 until `load` decides on it. Raises `ModelError` for a module that `torch.export` cannot trace, or a network
     that has not one image input, or does not answer the same to the same image.
     """
@@ -66,7 +67,7 @@ def capture(
     if network.batch is None:
         return network
     network = _of_program(*_export(module, 1, one, source), input_shape, layout, source)
-    return network if network.batch is None else replace(network, notes=(*network.notes, ALONE))
+    return network if network.batch is None else replace(network, remarks=(*network.remarks, ALONE))
 
 
 def _of_program(
@@ -78,7 +79,7 @@ def _of_program(
     source: Source,
 ) -> Network:
     """The network of a program that takes images of `sizes`, their batch first, in `dtype`."""
-    notes = [f"numbers in {' and '.join(found)} become float32" for found in [_precisions(program)] if found]
+    remarks = [f"numbers in {' and '.join(found)} become float32" for found in [_precisions(program)] if found]
     graph = flatten(program)
     take_float32(graph)
     if layout is None:
@@ -91,7 +92,7 @@ def _of_program(
     batch, images = sizes[0], noise(sizes[0], shape, seed=0)
     _check(graph, source)
     record_shapes(graph, images)
-    notes += _keep_tensors(graph, source)
+    remarks += _keep_tensors(graph, source)
     free = free_batch(graph, shape, batch)
     graph = fold_constants(graph)
     name_layers(graph)
@@ -99,9 +100,9 @@ def _of_program(
     _check_computed(graph, source)
     kind = str(dtype).removeprefix("torch.")
     if kind not in DTYPES:
-        notes.append(f"images are taken in float32, not in {kind}")
+        remarks.append(f"images are taken in float32, not in {kind}")
     space = replace(standard(shape[0]), layout=layout, dtype=kind if kind in DTYPES else "float32")
-    network = Network(graph, shape, source, space, free, notes=tuple(notes))
+    network = Network(graph, shape, source, space, free, remarks=tuple(remarks))
     return replace(network, outputs=find_outputs(network))
 
 
@@ -117,7 +118,7 @@ def flatten(program: torch.export.ExportedProgram) -> fx.GraphModule:
     flat = flatten_attributes(module, graph)
     flat.eval()
     for node in flat.graph.nodes:
-        node.meta = {key: value for key, value in node.meta.items() if key == "origin"}
+        drop_foreign(node)
     flat.graph.lint()
     flat.recompile()
     return flat
@@ -174,7 +175,7 @@ def _traced(module: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
 def _program_input(program: torch.export.ExportedProgram, source: Source) -> tuple[tuple[int, int, int, int], torch.dtype]:
     """Sizes of a program's images as it takes them, its batch first, and their number type."""
     names = set(program.graph_signature.user_inputs)
-    values = [node.meta["val"] for node in program.graph.nodes if is_input(node) and node.name in names]
+    values = [exported_value(node) for node in program.graph.nodes if is_input(node) and node.name in names]
     if len(values) != 1 or values[0].dim() != 4:
         found = ", ".join(str(tuple(value.shape)) for value in values) or "none"
         raise ModelError(f"{source.text}: one input of images (N, C, H, W) is needed, the program has {found}")
@@ -190,7 +191,7 @@ def _program_input(program: torch.export.ExportedProgram, source: Source) -> tup
 def _precisions(program: torch.export.ExportedProgram) -> list[str]:
     """The precisions other than float32 that a program has numbers in."""
     graphs = [part.graph for part in program.graph_module.modules() if isinstance(part, fx.GraphModule)]
-    values = [node.meta.get("val") for graph in graphs for node in graph.nodes]
+    values = [exported_value(node) for graph in graphs for node in graph.nodes]
     found = {value.dtype for value in values if isinstance(value, Tensor) and value.is_floating_point()}
     return sorted(str(dtype).removeprefix("torch.") for dtype in found - {torch.float32})
 
@@ -199,7 +200,7 @@ def _keep_tensors(graph: fx.GraphModule, source: Source) -> list[str]:
     """Leave out what is returned beside tensors; what that is, in words."""
     end = next(node for node in reversed(graph.graph.nodes) if node.op == "output")
     found: Any = end.args[0] if isinstance(end.args[0], tuple | list) else (end.args[0],)
-    kept = tuple(one for one in found if isinstance(one, fx.Node) and "shape" in one.meta)
+    kept = tuple(one for one in found if isinstance(one, fx.Node) and is_tensor(one))
     if not kept:
         raise ModelError(f"{source.text}: it returns no tensor")
     end.args = (kept[0] if len(kept) == 1 else kept,)

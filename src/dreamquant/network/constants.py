@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from dreamquant.network.edit import add_tensor
 from dreamquant.network.front import constants
 from dreamquant.network.graph import tensor_of
+from dreamquant.network.notes import Notes, notes
 
 PARAMETRIZED = re.compile(r"parametrizations\.(\w+)\..*")  # where torch keeps what a parameter is computed from
 
@@ -27,7 +28,7 @@ def fold_constants(graph: fx.GraphModule) -> fx.GraphModule:
         if node not in fixed or node.op in ("output", "call_module"):
             continue
         values[node] = _value(graph, node, values)
-        own = [str(node.meta.get("origin", node.target))] if node.op == "get_attr" else []
+        own = [notes(node).origin or str(node.target)] if node.op == "get_attr" else []
         origins[node] = own + [name for source in node.all_input_nodes for name in origins[source]]
         readers = [user for user in node.users if user not in fixed or user.op == "output"]
         if node.op != "get_attr" and readers and isinstance(values[node], bool | int | float | Tensor):
@@ -55,7 +56,7 @@ def _put(graph: fx.GraphModule, node: fx.Node, value: Any, origin: str, stored: 
         kept = tensor_of(graph, one)
         if kept.shape == value.shape and kept.dtype == value.dtype and torch.equal(kept, value):
             return one
-    known.append(add_tensor(graph, origin, value, before=node, origin=origin))
+    known.append(add_tensor(graph, origin, value, Notes(origin=origin), before=node))
     return known[-1]
 
 

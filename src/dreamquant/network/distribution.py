@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from dreamquant.network.graph import Network, aten, is_input, tensor_of
+from dreamquant.network.notes import is_tensor, notes, shape_of
 from dreamquant.network.operators import CLIPPING, LINEARS, PASSTHROUGH, WEIGHTED, data_inputs, is_call
 from dreamquant.network.pairs import PADS
 
@@ -68,7 +69,7 @@ class Distribution:
 def distributions(network: Network, *, deviations: float = 6.0) -> dict[fx.Node, Distribution]:
     """The distribution of each node's values, where it can be told, as float64; nodes of which nothing is known are left out.
 
-    A layer whose BatchNorm was folded (`meta["normal"]`), or a BatchNorm, gives N(beta, gamma) and the range
+    A layer whose BatchNorm was folded (its notes' `normal`), or a BatchNorm, gives N(beta, gamma) and the range
     beta +- `deviations` gamma; activation functions clip or bend both. Of what enters a BatchNorm that was not folded, mean and
     deviation are those that it remembers. Any other layer gives mean W E[x] + b and variance
     W^2 Var[x], its inputs taken to be independent; so are the two sides of a sum or product. What a pooling averages is taken to
@@ -87,7 +88,7 @@ def distributions(network: Network, *, deviations: float = 6.0) -> dict[fx.Node,
 
 def has_statistics(graph: fx.Graph) -> bool:
     """Whether a graph has BatchNorms, or layers that know of one that was folded into them."""
-    return any("normal" in node.meta or is_call(node, {aten.batch_norm.default}) for node in graph.nodes)
+    return any(notes(node).normal is not None or is_call(node, {aten.batch_norm.default}) for node in graph.nodes)
 
 
 def clip_ends(node: fx.Node) -> tuple[float, float]:
@@ -122,12 +123,13 @@ def _normal(mean: Tensor, deviation: Tensor, deviations: float) -> Distribution:
 def _of(graph: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Distribution], deviations: float) -> Distribution | None:
     if node.op == "call_module":  # a quantizer
         return known.get(node.all_input_nodes[0])
-    if "normal" in node.meta:
-        beta, gamma = (_along_channels(node, values) for values in node.meta["normal"])
+    normal = notes(node).normal
+    if normal is not None:
+        beta, gamma = (_along_channels(node, values) for values in normal)
         return _normal(beta, gamma, deviations)
     if is_call(node, {aten.batch_norm.default}):
         return _batch_norm(graph, node, deviations)
-    if node.op != "call_function" or "shape" not in node.meta:
+    if node.op != "call_function" or not is_tensor(node):
         return None
     entering = [known[source] for source in _sources(node) if source in known]
     if not entering or len(entering) < len(_sources(node)):
@@ -171,7 +173,7 @@ def _computed(
 
 def _along_channels(layer: fx.Node, values: Tensor) -> Tensor:
     """Values (C,) shaped to broadcast to the layer's output."""
-    shape = [1] * len(layer.meta["shape"])
+    shape = [1] * len(shape_of(layer))
     shape[-1 if is_call(layer, LINEARS) else 1] = -1
     return values.double().view(shape)
 
@@ -210,7 +212,7 @@ def run_layer(node: fx.Node, x: Tensor, weight: Tensor, bias: Tensor | None) -> 
     """What a layer makes of one image's values, which `x` broadcasts to, with these weights; float64."""
     source, target = node.args[0], node.target
     assert isinstance(source, fx.Node)
-    shape = source.meta["shape"]
+    shape = shape_of(source)
     result: Tensor = target(  # type: ignore[operator]
         x.double().expand(1, *shape[1:]), weight.double(), None if bias is None else bias.double(), *node.args[3:], **node.kwargs
     )
@@ -304,7 +306,7 @@ def _product(node: fx.Node, x: Distribution, y: Distribution) -> Distribution:
 
 def _joined(node: fx.Node, parts: list[Distribution]) -> Distribution:
     axis: Any = node.args[1] if len(node.args) > 1 else 0
-    sizes = [source.meta["shape"] for source in node.args[0]]  # type: ignore[union-attr]
+    sizes = [shape_of(source) for source in node.args[0]]  # type: ignore[union-attr]
     fields = zip(*((one.mean, one.deviation, one.low, one.high) for one in parts), strict=True)
     whole = [torch.cat([one.expand(size) for one, size in zip(each, sizes, strict=True)], axis) for each in fields]
     return Distribution(*(_compact(one) for one in whole))
@@ -315,11 +317,11 @@ def _rearranged(graph: fx.GraphModule, node: fx.Node, call: fx.Node, x: Distribu
 
     `call` is the operation: `node` itself, or what gives several tensors of which `node` takes one.
     """
-    if any("shape" not in one.meta for one in call.all_input_nodes):
+    if any(not is_tensor(one) for one in call.all_input_nodes):
         return None  # a size that depends on the batch
     if call.target in PADS and isinstance(call.args[-1], int | float) and call.args[-1] != 0:
         return None
-    shape = _sources(node)[0].meta["shape"]
+    shape = shape_of(_sources(node)[0])
 
     def function(values: Tensor) -> Tensor:
         result: Any = _call(call, values.expand(shape), graph)
@@ -347,7 +349,7 @@ def _slope(graph: fx.GraphModule, node: fx.Node) -> Tensor:
     """LeakyReLU's or PReLU's factor of negative values, shaped to broadcast."""
     if node.target is aten.leaky_relu.default:
         return torch.tensor(node.args[1] if len(node.args) > 1 else 0.01, dtype=torch.float64)
-    shape = [1] * len(node.meta["shape"])
+    shape = [1] * len(shape_of(node))
     shape[1] = -1
     return tensor_of(graph, node.args[1]).double().view(shape)  # type: ignore[arg-type]
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor, fx, nn
 
 from dreamquant.network.graph import tensor_of
+from dreamquant.network.notes import Notes, notes, set_notes
 
 
 def unused_name(module: nn.Module, base: str) -> str:
@@ -18,13 +19,13 @@ def unused_name(module: nn.Module, base: str) -> str:
     return name
 
 
-def add_tensor(module: fx.GraphModule, base: str, value: Tensor, *, before: fx.Node, **meta: Any) -> fx.Node:
+def add_tensor(module: fx.GraphModule, base: str, value: Tensor, known: Notes, *, before: fx.Node) -> fx.Node:
     """A new `get_attr` node, ahead of `before`, that reads a copy of `value` under a name that begins with `base`."""
     name = unused_name(module, base)
     module.register_buffer(name, value.detach().clone(memory_format=torch.contiguous_format))
     with module.graph.inserting_before(before):
         node = module.graph.get_attr(name)
-    node.meta.update(shape=tuple(value.shape), dtype=value.dtype, **meta)
+    set_notes(node, replace(known, shape=tuple(value.shape), dtype=value.dtype))
     return node
 
 
@@ -35,16 +36,16 @@ def bias_of(module: fx.GraphModule, layer: fx.Node) -> Tensor | None:
 
 
 def set_tensor(module: fx.GraphModule, node: fx.Node, value: Tensor) -> None:
-    """Replace the tensor that a `get_attr` node reads; `meta["changed"]` says that it is no longer the file's."""
+    """Replace the tensor that a `get_attr` node reads; `changed` in its notes says that it is no longer the file's."""
     setattr(module, str(node.target), value)
-    node.meta["changed"] = True
+    set_notes(node, replace(notes(node), changed=True))
 
 
 def set_bias(module: fx.GraphModule, layer: fx.Node, value: Tensor) -> None:
-    """Replace the bias of a layer with weights. One that it had not gets `meta["gained"]`, the layer's name."""
+    """Replace the bias of a layer with weights. One that it had not notes whose it is: `gained`."""
     bias = layer.args[2] if len(layer.args) > 2 else None
     if isinstance(bias, fx.Node):
         set_tensor(module, bias, value)
         return
-    node = add_tensor(module, f"{layer.name}_bias", value, before=layer, gained=layer.name)
+    node = add_tensor(module, f"{layer.name}_bias", value, Notes(gained=layer.name), before=layer)
     layer.args = (*layer.args[:2], node, *layer.args[3:])

@@ -9,9 +9,8 @@ The graph of a network is a flat `torch.fx.GraphModule` in eval mode with
   arithmetic on `aten.sym_size.int` where a shape depends on the batch;
 - one `output`: a tensor or a tuple of tensors.
 
-Each tensor-valued node carries `meta["shape"]`, `meta["dtype"]` (measured on a batch of two, or of `Network.batch`) and,
-where it stands for a value of the file that was read, `meta["origin"]`: that value's name. A `get_attr` whose stored
-tensor is the transpose of the file's also has `meta["transposed"] = True`.
+What is known of a node beside is in its `notes`: shape and number type of every tensor-valued one (measured on a batch of
+two, or of `Network.batch`), and the name of the value that it stands for in the file that was read.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from torch import Tensor, fx
 
 from dreamquant.errors import ModelError
 from dreamquant.network.input_space import UNKNOWN, InputSpace
+from dreamquant.network.notes import note_value, notes
 
 if TYPE_CHECKING:
     import onnx
@@ -54,7 +54,7 @@ class Network:
 
     `input_shape` is (C, H, W), `space` what numbers it is fed and how the file takes them; inside, images are always float32
     (N, C, H, W). `batch` is the only batch size the graph can run, None for any. `outputs` says of each output of the
-    graph, in order, where its images lie and of what kind it is. `notes` say what of it is not as it was, in sentences.
+    graph, in order, where its images lie and of what kind it is. `remarks` say what of it is not as it was, in sentences.
     """
 
     graph: fx.GraphModule
@@ -63,7 +63,7 @@ class Network:
     space: InputSpace = UNKNOWN
     batch: int | None = None
     outputs: tuple[Output, ...] = ()
-    notes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     def __call__(self, images: Tensor) -> Tensor:
         """The first of the `answers`."""
@@ -86,7 +86,7 @@ class Network:
         """The name of the input in the ONNX file that the network was read from; empty where it came from elsewhere."""
         proto = self.source.proto
         if self.source.kind != "onnx" or proto is None:
-            return str(input_node(self.graph.graph).meta.get("origin", "")) if self.source.kind == "onnx" else ""
+            return (notes(input_node(self.graph.graph)).origin or "") if self.source.kind == "onnx" else ""
         stored = {tensor.name for tensor in proto.graph.initializer}
         return next((value.name for value in proto.graph.input if value.name not in stored), "")
 
@@ -173,12 +173,11 @@ def tensor_of(module: fx.GraphModule, node: fx.Node) -> Tensor:
 class _ShapeRecorder(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
-        if isinstance(value, Tensor):
-            n.meta["shape"], n.meta["dtype"] = tuple(value.shape), value.dtype
+        note_value(n, value)
         return value
 
 
 def record_shapes(graph: fx.GraphModule, images: Tensor) -> None:
-    """Write `meta["shape"]` and `meta["dtype"]` of every tensor-valued node, as seen when running `images`."""
+    """Note shape and number type of every tensor-valued node, as seen when running `images`."""
     with torch.no_grad():
         _ShapeRecorder(graph).run(images)

@@ -19,6 +19,7 @@ from torch import Tensor, fx
 
 from dreamquant.network.front import constants
 from dreamquant.network.graph import Network, aten, input_node, tensor_of, whole_batches
+from dreamquant.network.notes import is_tensor, shape_of
 from dreamquant.network.operators import WEIGHTED, data_inputs, is_call
 from dreamquant.network.statistics import batch_norms
 
@@ -69,11 +70,11 @@ def _end_of_affine(network: Network) -> fx.Node | None:
     node, found, fixed = input_node(network.graph.graph), None, constants(network.graph.graph)
     while True:
         users = [user for user in node.users if user.op == "call_function"]
-        if len(users) != 1 or "shape" not in users[0].meta:
+        if len(users) != 1 or not is_tensor(users[0]):
             return found
         node = users[0]
         sources = node.all_input_nodes
-        sizes = {math.prod(source.meta["shape"]) for source in sources if source in fixed}
+        sizes = {math.prod(shape_of(source)) for source in sources if source in fixed}
         single = sum(source not in fixed for source in sources) == 1
         if is_call(node, ELEMENTWISE) and single and sizes <= {1, network.input_shape[0]}:
             found = node
@@ -82,7 +83,7 @@ def _end_of_affine(network: Network) -> fx.Node | None:
 
 
 def _channel_axis(node: fx.Node, channels: int) -> int:
-    shape = node.meta["shape"]
+    shape = shape_of(node)
     return 1 if shape[1] == channels else len(shape) - 1
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import fx
 
 from dreamquant.errors import ModelError, OptionError
 from dreamquant.limits import check_memory
 from dreamquant.network.graph import Network, input_node
+from dreamquant.network.notes import bytes_of, is_tensor, shape_of
 
 LOADING = 3  # times what is alive, where a file is tried: the runtime's, ours, and what convolutions make of both on the way
 WALKING = 2  # a quantized value beside the float one
@@ -32,10 +31,9 @@ def live_bytes(graph: fx.GraphModule) -> int:
 
 
 def _size(node: fx.Node) -> int:
-    if node.op == "get_attr" or "shape" not in node.meta or _is_view(node):
+    if node.op == "get_attr" or not is_tensor(node) or _is_view(node):
         return 0
-    size: int = math.prod(node.meta["shape"]) * node.meta["dtype"].itemsize
-    return size
+    return bytes_of(node)
 
 
 def _is_view(node: fx.Node) -> bool:
@@ -45,13 +43,13 @@ def _is_view(node: fx.Node) -> bool:
 
 def check_trial(graph: fx.GraphModule, images: int, name: str) -> None:
     """`ModelError` where a file cannot be tried on so many images within the limit of memory."""
-    recorded = input_node(graph.graph).meta["shape"]
+    recorded = shape_of(input_node(graph.graph))
     what = f"{name}: a run of {images} images {tuple(recorded[1:])}"
     check_memory(LOADING * live_bytes(graph) * images // recorded[0], what, ModelError)
 
 
 def check_run(network: Network, images: int) -> None:
     """`OptionError` where a run over so many images, all of them at every node, takes more memory than the limit."""
-    recorded = input_node(network.graph.graph).meta["shape"][0]
+    recorded = shape_of(input_node(network.graph.graph))[0]
     what = f"{network.source.text} on {images} images {network.input_shape}"
     check_memory(WALKING * live_bytes(network.graph) * images // recorded, what, OptionError)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import fx
 
 from dreamquant.network.graph import aten, is_input
+from dreamquant.network.notes import is_tensor
 
 # a weight times an activation: input at args[0], weight at args[1], bias at args[2], groups at args[6]
 TRANSPOSED: set[Any] = {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
@@ -84,7 +85,7 @@ def data_nodes(graph: fx.Graph) -> list[fx.Node]:
     depends: set[fx.Node] = set()  # also those of several tensors, as of a split
     for node in graph.nodes:
         if is_input(node) or (node.op != "output" and any(one in depends for one in node.all_input_nodes)):
-            if "shape" in node.meta:
+            if is_tensor(node):
                 found.append(node)
             elif not _is_tuple(node):
                 continue  # a size
@@ -98,9 +99,9 @@ def data_users(node: fx.Node) -> list[fx.Node]:
 
 
 def _is_tuple(node: fx.Node) -> bool:
-    return "shape" not in node.meta and bool(node.users) and all(user.target is operator.getitem for user in node.users)
+    return not is_tensor(node) and bool(node.users) and all(user.target is operator.getitem for user in node.users)
 
 
 def data_inputs(node: fx.Node) -> list[fx.Node]:
     """The inputs of a node that are computed, not stored: everything but `get_attr` and integers."""
-    return [argument for argument in node.all_input_nodes if argument.op != "get_attr" and "shape" in argument.meta]
+    return [argument for argument in node.all_input_nodes if argument.op != "get_attr" and is_tensor(argument)]

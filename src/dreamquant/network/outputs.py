@@ -18,6 +18,7 @@ from torch import Tensor, fx
 from dreamquant.errors import ModelError, OptionError, unknown
 from dreamquant.network.batch import images_axis
 from dreamquant.network.graph import Network, Source, aten, output_nodes, tensor_of
+from dreamquant.network.notes import is_tensor
 from dreamquant.network.operators import PASSTHROUGH, PRODUCTS, SOFTMAX, WEIGHTED, data_nodes, is_call, output_channel_axis
 
 CLASSES, MULTILABEL, DENSE, FEATURES = "classes", "multilabel", "dense classes", "features"
@@ -139,7 +140,7 @@ def _kind_named(text: str) -> str:
 def find_outputs(network: Network) -> tuple[Output, ...]:
     """The outputs of a network, whose own are not looked at.
 
-    Every tensor-valued node needs `meta["shape"]`. Raises `ModelError` for an output that is the input itself, or that is one
+    Every tensor-valued node needs its shape. Raises `ModelError` for an output that is the input itself, or that is one
     for a whole batch of images.
     """
     graph, batch, source = network.graph, network.batch, network.source
@@ -388,7 +389,7 @@ def _last_layer(node: fx.Node) -> tuple[fx.Node | None, bool, bool]:
     """The layer that an output is, but for rearranging, pooling and ReLU; whether it has a bias, and is all that is linear."""
     biased, linear = False, True
     while not is_call(node, WEIGHTED):
-        inputs = [one for one in node.all_input_nodes if "shape" in one.meta and one.op != "get_attr"]
+        inputs = [one for one in node.all_input_nodes if is_tensor(one) and one.op != "get_attr"]
         adds = is_call(node, {aten.add.Tensor}) and any(one.op == "get_attr" for one in node.all_input_nodes)
         if len(inputs) != 1 or not (adds or is_call(node, PASSTHROUGH | POOLING | {aten.relu.default})):
             return None, False, False

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from dreamquant.network.graph import aten
+from dreamquant.network.notes import is_tensor, shape_of
 from dreamquant.network.operators import CONVOLUTIONS, LINEARS, TRANSPOSED, WEIGHTED, data_inputs, is_call, output_channel_axis
 
 # operations that compute each channel of (N, C, H, W) from that channel alone, so that a scale of it passes through
@@ -74,12 +75,12 @@ def _pair(first: fx.Node, functions: Set[Any]) -> Pair | None:
 def _closed(first: fx.Node, between: list[fx.Node], second: fx.Node, function: fx.Node | None) -> Pair | None:
     """The pair, if both layers mean the same by a channel."""
     channels, entering = _channels(first), between[-1] if between else first
-    rank, last = len(entering.meta["shape"]), len(first.meta["shape"])
+    rank, last = len(shape_of(entering)), len(shape_of(first))
     if is_call(first, LINEARS) and last > 2:  # channels lie along the last axis, which other operations do not know
         aligned = is_call(second, LINEARS) and all(node is function for node in between)
     else:
         aligned = rank == 2 if is_call(second, LINEARS) else rank > 2
-    width = entering.meta["shape"][-1 if is_call(second, LINEARS) else 1]
+    width = shape_of(entering)[-1 if is_call(second, LINEARS) else 1]
     if not aligned or width % channels:
         return None
     return Pair(first, tuple(between), second, function, width // channels)
@@ -87,10 +88,10 @@ def _closed(first: fx.Node, between: list[fx.Node], second: fx.Node, function: f
 
 def _keeps_channels(node: fx.Node) -> bool:
     """Whether channel i of the output is made of channel i of the input, and zeros; flattened, of the i-th run of positions."""
-    source = data_inputs(node)[0] if len(data_inputs(node)) == 1 and "shape" in node.meta else None
+    source = data_inputs(node)[0] if len(data_inputs(node)) == 1 and is_tensor(node) else None
     if source is None:
         return False
-    before, after = source.meta["shape"], node.meta["shape"]
+    before, after = shape_of(source), shape_of(node)
     if is_call(node, FLATTENING):
         return bool(after[0] == before[0] and (after[:2] == before[:2] or len(after) == 2))
     if is_call(node, PADS):
@@ -115,7 +116,7 @@ def pads_with_zeros(node: fx.Node) -> bool:
         return False  # the zeros are not counted
     if isinstance(padding, str):
         weight: Any = node.args[1]
-        return padding == "same" and any(size > 1 for size in weight.meta["shape"][2:])
+        return padding == "same" and any(size > 1 for size in shape_of(weight)[2:])
     return any(padding) if isinstance(padding, list | tuple) else bool(padding)
 
 
@@ -127,7 +128,7 @@ def groups_of(layer: fx.Node) -> int:
 
 
 def _channels(layer: fx.Node) -> int:
-    return int(layer.meta["shape"][-1 if is_call(layer, LINEARS) else 1])
+    return shape_of(layer)[-1 if is_call(layer, LINEARS) else 1]
 
 
 def output_rows(layer: fx.Node, weight: Tensor) -> Tensor:

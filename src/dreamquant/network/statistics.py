@@ -12,6 +12,7 @@ from torch import Tensor, fx
 
 from dreamquant.network.answers import class_logits
 from dreamquant.network.graph import Network, aten, input_node, output_nodes, tensor_of, whole_batches
+from dreamquant.network.notes import shape_of
 from dreamquant.network.operators import CONVOLUTIONS, LINEARS, TRANSPOSED, WEIGHTED, is_call
 from dreamquant.network.outputs import class_output, main_output
 
@@ -125,7 +126,7 @@ def _replace_by_affine(graph: fx.GraphModule, node: fx.Node) -> None:
     epsilon: float = node.args[7]  # type: ignore[assignment]
     scale = (variance + epsilon).rsqrt() * (1.0 if weight is None else weight)
     shift = (0.0 if bias is None else bias) - mean * scale
-    shape = (-1, *[1] * (len(node.meta["shape"]) - 2))
+    shape = (-1, *[1] * (len(shape_of(node)) - 2))
     with graph.graph.inserting_before(node):
         parts = []
         for part, tensor in (("shift", shift), ("scale", scale)):

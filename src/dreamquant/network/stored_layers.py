@@ -9,6 +9,7 @@ from torch import fx
 
 from dreamquant.network.edit import add_tensor
 from dreamquant.network.graph import aten, tensor_of
+from dreamquant.network.notes import Notes, notes, shape_of
 from dreamquant.network.operators import LINEARS, PRODUCTS, WEIGHTED, is_call
 
 MATRIX_PRODUCTS: set[Any] = PRODUCTS | {aten.mm.default}
@@ -18,7 +19,7 @@ SUMS: set[Any] = {aten.addmm.default}
 def name_layers(graph: fx.GraphModule) -> None:
     """Write products with stored matrices as `linear`, and biases that are computed as sums behind their layers, in place.
 
-    Every tensor-valued node needs `meta["shape"]`, and nodes that are new here get none; what does not depend on the images must
+    Shapes must be recorded, and nodes that are new here get none; what does not depend on the images must
     be stored.
     """
     weights: dict[tuple[fx.Node, bool], fx.Node] = {}
@@ -39,20 +40,20 @@ def _is_matrix(node: Any, factor: Any) -> bool:
     """Whether a node is one stored matrix for all the vectors of the other factor."""
     if node.op != "get_attr" or factor.op == "get_attr":
         return False
-    shape, rank = node.meta["shape"], len(factor.meta["shape"])
+    shape, rank = shape_of(node), len(shape_of(factor))
     return 2 <= len(shape) <= rank and math.prod(shape[:-2]) == 1
 
 
 def _is_no_bias(node: Any) -> bool:
-    return isinstance(node, fx.Node) and (node.op != "get_attr" or len(node.meta["shape"]) != 1)
+    return isinstance(node, fx.Node) and (node.op != "get_attr" or len(shape_of(node)) != 1)
 
 
 def _weight(graph: fx.GraphModule, matrix: Any, weights: dict[tuple[fx.Node, bool], fx.Node], *, turned: bool) -> fx.Node:
     """The stored matrix (out, in) of a linear layer, stored once for all layers that it is in."""
     if (matrix, turned) not in weights:
-        value = tensor_of(graph, matrix).reshape(matrix.meta["shape"][-2:])
-        name = str(matrix.meta.get("origin", matrix.target))
-        weights[matrix, turned] = add_tensor(graph, name, value.t() if turned else value, before=matrix, origin=name)
+        value = tensor_of(graph, matrix).reshape(shape_of(matrix)[-2:])
+        name = notes(matrix).origin or str(matrix.target)
+        weights[matrix, turned] = add_tensor(graph, name, value.t() if turned else value, Notes(origin=name), before=matrix)
     return weights[matrix, turned]
 
 
@@ -79,6 +80,6 @@ def _add_behind(node: fx.Node) -> None:
     node.update_arg(2, None)
     if not is_call(node, LINEARS):
         with node.graph.inserting_before(node):
-            ones = [1] * (len(node.meta["shape"]) - 2)
+            ones = [1] * (len(shape_of(node)) - 2)
             column = node.graph.call_function(aten.reshape.default, (bias, [-1, *ones]))
         total.update_arg(1, column)

@@ -11,6 +11,7 @@ from dreamquant.errors import OptionError
 from dreamquant.network.distribution import Distribution, distributions, has_statistics, run_layer
 from dreamquant.network.edit import set_tensor
 from dreamquant.network.graph import tensor_of
+from dreamquant.network.notes import notes
 from dreamquant.network.operators import LINEARS, data_inputs, data_nodes
 from dreamquant.quantization.grid import Grid, grid_of_range
 from dreamquant.quantization.student import Student, quantizer_nodes
@@ -57,7 +58,7 @@ def correct_biases(student: Student) -> None:
     known, graph = _known(student, "bias_correction"), student.network.graph
     corrected = 0
     for quantizer in quantizer_nodes(graph.graph):
-        if quantizer.meta["kind"] != "weight":
+        if notes(quantizer).kind != "weight":
             continue
         layer, grid = next(iter(quantizer.users)), quantizer_of(graph, quantizer).grid
         source, bias = layer.args[0], layer.args[2] if len(layer.args) > 2 else None

@@ -7,11 +7,12 @@ from torch import Tensor, fx
 
 from dreamquant.network.edit import set_tensor
 from dreamquant.network.graph import tensor_of
+from dreamquant.network.notes import notes
 from dreamquant.network.operators import WEIGHTED, is_call
 from dreamquant.quantization.batchnorm import correct_biases
 from dreamquant.quantization.grid import Grid
 from dreamquant.quantization.student import Student, quantizer_nodes
-from dreamquant.quantization.walk import CHUNK, KEPT, Chunks, keep_float, quantizer_of, walk
+from dreamquant.quantization.walk import CHUNK, Chunks, float_tensor, keep_float, quantizer_of, walk
 
 LARGEST_BIAS = 2**30  # of an int32; the rest is room for the sum of products
 
@@ -62,8 +63,8 @@ def restore_biases(student: Student) -> None:
         bias = node.args[2] if is_call(node, WEIGHTED) and len(node.args) > 2 else None
         if isinstance(bias, fx.Node):
             stored = bias.all_input_nodes[0] if bias.op == "call_module" else bias
-            if KEPT in stored.meta:
-                set_tensor(graph, stored, graph.get_buffer(stored.meta[KEPT]).clone())
+            if notes(stored).kept is not None:
+                set_tensor(graph, stored, float_tensor(graph, stored).clone())
 
 
 def rebase_biases(student: Student) -> None:
@@ -71,7 +72,7 @@ def rebase_biases(student: Student) -> None:
     weight, the weight's scale is raised until it does. A layer whose input is float keeps a float bias."""
     graph = student.network.graph
     for node in quantizer_nodes(graph.graph):
-        if node.meta["kind"] != "bias":
+        if notes(node).kind != "bias":
             continue
         layer = next(iter(node.users))
         source, weight = layer.args[0], layer.args[1]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, fx
@@ -13,13 +12,12 @@ from torch import Tensor, fx
 from dreamquant.errors import OptionError, unknown
 from dreamquant.methods import find_method
 from dreamquant.network.graph import Network
+from dreamquant.network.notes import Kind, Notes, dtype_of, notes, set_notes, shape_of
 from dreamquant.quantization.codebook import Codebook
 from dreamquant.quantization.grid import FakeQuantize, Grid
 from dreamquant.quantization.plan import Bits, Plan
 from dreamquant.quantization.sites import activation_sites, weighted_nodes
 from dreamquant.quantization.walk import quantizer_of
-
-Kind = Literal["activation", "weight", "bias"]
 
 
 @dataclass(frozen=True)
@@ -54,9 +52,9 @@ class Student:
         """Everything that is quantized, in the order of the graph."""
         found = []
         for node in quantizer_nodes(self.network.graph.graph):
-            grid = quantizer_of(self.network.graph, node).grid
-            if grid is not None:
-                found.append(QuantizedTensor(node.all_input_nodes[0], node, node.meta["kind"], grid))
+            kind, grid = notes(node).kind, quantizer_of(self.network.graph, node).grid
+            if kind is not None and grid is not None:
+                found.append(QuantizedTensor(node.all_input_nodes[0], node, kind, grid))
         return found
 
     def float_layers(self) -> list[str]:
@@ -66,7 +64,7 @@ class Student:
 
 def quantizer_nodes(graph: fx.Graph) -> list[fx.Node]:
     """The `call_module` nodes that run quantizers."""
-    return [node for node in graph.nodes if node.op == "call_module" and "kind" in node.meta]
+    return [node for node in graph.nodes if node.op == "call_module" and notes(node).kind is not None]
 
 
 def prepare(network: Network, plan: Plan, bits: Bits) -> tuple[Student, dict[str, int], dict[str, tuple[fx.Node, ...]]]:
@@ -125,6 +123,6 @@ def _insert(graph: fx.GraphModule, node: fx.Node, name: str, kind: Kind, *, user
         graph.add_module(name, FakeQuantize())
     with graph.graph.inserting_after(node):
         quantizer = graph.graph.call_module(name, (node,))
-    quantizer.meta = {"kind": kind, "shape": node.meta["shape"], "dtype": node.meta["dtype"]}
+    set_notes(quantizer, Notes(shape_of(node), dtype_of(node), kind=kind))
     for user in users:
         user.replace_input_with(node, quantizer)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, fx
 
 from dreamquant.network.graph import is_input, tensor_of
+from dreamquant.network.notes import notes, set_notes
 from dreamquant.quantization.grid import FakeQuantize
 
 CHUNK = 32  # images run at once
-KEPT = "float"  # in the meta of a `get_attr`: the buffer that holds what the float network has there
 
 Chunks = list[Tensor]  # a tensor's values on all samples, in pieces
 Before = Callable[[fx.Node, Chunks, Chunks], None]
@@ -100,7 +101,7 @@ def _both(
 ) -> tuple[list[Any], list[Any]]:
     inputs = [argument for argument in node.all_input_nodes if argument in quantized]
     constants = [argument for argument in node.all_input_nodes if argument in stored]
-    same = not any(argument.op == "call_module" or KEPT in argument.meta for argument in constants) and all(
+    same = not any(argument.op == "call_module" or notes(argument).kept is not None for argument in constants) and all(
         first is second for argument in inputs for first, second in zip(quantized[argument], exact[argument], strict=True)
     )
     first = [_compute(graph, node, {**stored, **{n: quantized[n][i] for n in inputs}}) for i in range(count)]
@@ -113,17 +114,23 @@ def _both(
 def _float(graph: fx.GraphModule, node: fx.Node, stored: dict[fx.Node, Any]) -> Any:
     """A stored value as the float network has it."""
     node = node.all_input_nodes[0] if node.op == "call_module" else node
-    return graph.get_buffer(node.meta[KEPT]) if KEPT in node.meta else stored[node]
+    return float_tensor(graph, node) if node.op == "get_attr" else stored[node]
 
 
 def keep_float(graph: fx.GraphModule, node: fx.Node) -> None:
     """Remember what a `get_attr` node reads, before the student's value of it is changed, as the float network's."""
-    if KEPT not in node.meta:
+    if notes(node).kept is None:
         name = f"{node.target}_float"
         while hasattr(graph, name):
             name += "_"
         graph.register_buffer(name, tensor_of(graph, node))
-        node.meta[KEPT] = name
+        set_notes(node, replace(notes(node), kept=name))
+
+
+def float_tensor(graph: fx.GraphModule, node: fx.Node) -> Tensor:
+    """What the float network has where a `get_attr` node reads the student's value."""
+    kept = notes(node).kept
+    return tensor_of(graph, node) if kept is None else graph.get_buffer(kept)
 
 
 def _compute(graph: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> Any:

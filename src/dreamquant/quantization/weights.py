@@ -14,6 +14,7 @@ from dreamquant.errors import OptionError
 from dreamquant.methods import find_method
 from dreamquant.network.edit import set_tensor
 from dreamquant.network.graph import tensor_of
+from dreamquant.network.notes import notes, shape_of
 from dreamquant.network.operators import CONVOLUTIONS, is_call, output_channel_axis
 from dreamquant.network.pairs import groups_of
 from dreamquant.quantization.channel_bits import channel_bits, grid_of_channels
@@ -31,7 +32,7 @@ def weight_grids(student: Student, widths: dict[str, int]) -> None:
     codebook = None if plan.weight_levels == "uniform" else find_method("codebooks", plan.weight_levels)
     level_options = {} if codebook is None else codebook.check_options(plan.level_options)
     for node in quantizer_nodes(graph.graph):
-        if node.meta["kind"] != "weight":
+        if notes(node).kind != "weight":
             continue
         weight = tensor_of(graph, node.all_input_nodes[0])
         layer = next(iter(node.users))
@@ -96,6 +97,4 @@ def _largest_pair(rows: Tensor) -> Tensor:
 
 def is_depthwise(layer: fx.Node) -> bool:
     """Whether each output channel of a convolution reads one input channel; runtimes add those in 32 bits."""
-    weight = layer.args[1]
-    assert isinstance(weight, fx.Node)
-    return is_call(layer, CONVOLUTIONS) and groups_of(layer) != 1 and int(weight.meta["shape"][1]) == 1
+    return is_call(layer, CONVOLUTIONS) and groups_of(layer) != 1 and shape_of(layer.args[1])[1] == 1

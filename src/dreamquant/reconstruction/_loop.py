@@ -18,6 +18,7 @@ from dreamquant.errors import OptionError, unknown
 from dreamquant.network.edit import set_tensor
 from dreamquant.network.fingerprint import fingerprint
 from dreamquant.network.graph import digest, tensor_of, whole_batches
+from dreamquant.network.notes import is_tensor, notes, shape_of
 from dreamquant.quantization.biases import restore_biases, settle_biases
 from dreamquant.quantization.grid import FakeQuantize, Grid
 from dreamquant.quantization.plan import LARGEST_BITS
@@ -171,7 +172,7 @@ def _units(student: Student, schedule: Schedule) -> list[Unit]:
 
 
 def _size(node: fx.Node) -> int:
-    return math.prod(node.meta["shape"][1:]) if "shape" in node.meta else 0
+    return math.prod(shape_of(node)[1:]) if is_tensor(node) else 0
 
 
 def _learnable(unit: Unit, schedule: Schedule) -> bool:
@@ -291,7 +292,7 @@ def _grid(graph: fx.GraphModule, node: fx.Node) -> Grid:
 @contextmanager
 def _float_activations(graph: fx.GraphModule) -> Iterator[None]:
     """Activation quantizers that let everything through, for as long as this lasts."""
-    quantizers = {quantizer_of(graph, node) for node in quantizer_nodes(graph.graph) if node.meta["kind"] == "activation"}
+    quantizers = {quantizer_of(graph, node) for node in quantizer_nodes(graph.graph) if notes(node).kind == "activation"}
     grids = {quantizer: quantizer.grid for quantizer in quantizers}
     try:
         for quantizer in quantizers:

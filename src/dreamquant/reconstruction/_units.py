@@ -11,11 +11,12 @@ from typing import Any
 from torch import Tensor, fx
 
 from dreamquant.network.graph import aten, tensor_of
+from dreamquant.network.notes import is_tensor, notes, shape_of
 from dreamquant.network.operators import WEIGHTED, data_inputs, is_call
 from dreamquant.network.segments import segments
 from dreamquant.quantization.sites import ACTIVATION_FUNCTIONS
 from dreamquant.quantization.student import Student
-from dreamquant.quantization.walk import KEPT
+from dreamquant.quantization.walk import float_tensor
 from dreamquant.quantization.weights import is_depthwise
 
 Modules = Mapping[fx.Node, Any]  # by the node of a quantizer: what is run in its place
@@ -70,16 +71,15 @@ class Unit:
             return self._value(argument, values, modules, exact)
 
         if node.op == "get_attr":
-            return self.graph.get_buffer(node.meta[KEPT]) if exact and KEPT in node.meta else tensor_of(self.graph, node)
+            return (float_tensor if exact else tensor_of)(self.graph, node)
         if node.op == "call_module":
             source = value(node.all_input_nodes[0])
-            if exact or (node.meta["kind"] == "bias" and modules):
+            if exact or (notes(node).kind == "bias" and modules):
                 return source
             return (modules[node] if node in modules else self.graph.get_submodule(str(node.target)))(source)
         if node.target is _SIZE and node.all_input_nodes[0] not in self.nodes:
-            first, axis = node.args
-            assert isinstance(first, fx.Node)
-            return len(values[self.input]) if axis == 0 else first.meta["shape"][axis]
+            axis: Any = node.args[1]
+            return len(values[self.input]) if axis == 0 else shape_of(node.args[0])[axis]
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
@@ -109,7 +109,7 @@ def _end(nodes: list[fx.Node]) -> int:
     if nodes[-1].op == "call_module" and set(nodes[-1].all_input_nodes) <= {nodes[-2]}:
         return len(nodes) - 1
     end = len(nodes)
-    tensors = [node for node in nodes if "shape" in node.meta]  # not the sizes that are taken of them
+    tensors = [node for node in nodes if is_tensor(node)]  # not the sizes that are taken of them
     for before, node in reversed(list(pairwise(tensors))):
         if is_call(node, WEIGHTED) or data_inputs(node) != [before]:
             break
@@ -120,7 +120,7 @@ def _end(nodes: list[fx.Node]) -> int:
 
 def _values(node: fx.Node) -> int:
     """Values of one image in a node's tensor."""
-    return math.prod(node.meta["shape"][1:])
+    return math.prod(shape_of(node)[1:])
 
 
 def grouped(units: list[Unit]) -> list[Unit]:

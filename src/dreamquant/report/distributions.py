@@ -12,7 +12,7 @@ from dreamquant.network.graph import tensor_of, whole_batches
 from dreamquant.quantization.codebook import Codebook
 from dreamquant.quantization.grid import Grid
 from dreamquant.quantization.student import Student
-from dreamquant.quantization.walk import KEPT, Chunks, walk
+from dreamquant.quantization.walk import Chunks, float_tensor, walk
 from dreamquant.report.layers import grid_at, input_quantizer, weight_quantizer
 from dreamquant.report.words import counted, number, percent, sentence
 
@@ -72,8 +72,7 @@ def weight_panel(student: Student, layer: fx.Node) -> Panel | None:
     if quantizer is None or grid is None:
         return None
     graph, stored = student.network.graph, quantizer.all_input_nodes[0]
-    now = tensor_of(graph, stored)
-    before = graph.get_buffer(stored.meta[KEPT]) if KEPT in stored.meta else now
+    now, before = tensor_of(graph, stored), float_tensor(graph, stored)
     errors = channel_errors(before, grid.fake(now), grid.axis)
     if isinstance(grid, Codebook):
         return _codebook_panel(before, grid, errors)

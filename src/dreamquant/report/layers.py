@@ -10,6 +10,7 @@ from torch import fx
 
 from dreamquant.allocation import LayerDamage
 from dreamquant.flow import Result
+from dreamquant.network.notes import notes, shape_of
 from dreamquant.network.operators import PRODUCTS, WEIGHTED, data_inputs, is_call
 from dreamquant.network.pairs import groups_of
 from dreamquant.quantization.codebook import Codebook
@@ -70,7 +71,7 @@ def worst_first(rows: Sequence[LayerRow]) -> list[LayerRow]:
 def weight_quantizer(layer: fx.Node) -> fx.Node | None:
     """The node that puts a layer's weight on its grid; None where the weight is float, or there is none."""
     weight = layer.args[1] if is_call(layer, WEIGHTED) else None
-    return weight if isinstance(weight, fx.Node) and weight.meta.get("kind") == "weight" else None
+    return weight if isinstance(weight, fx.Node) and notes(weight).kind == "weight" else None
 
 
 def input_quantizer(layer: fx.Node) -> fx.Node | None:
@@ -134,9 +135,9 @@ def _weight_name(layer: fx.Node) -> str:
     node = layer.args[1]
     while isinstance(node, fx.Node) and node.op == "call_module":
         node = node.all_input_nodes[0]
-    return str(node.meta.get("origin") or node.target) if isinstance(node, fx.Node) and node.op == "get_attr" else ""
+    return str(notes(node).origin or node.target) if isinstance(node, fx.Node) and node.op == "get_attr" else ""
 
 
 def _shape(layer: fx.Node) -> tuple[int, ...]:
     weight = layer.args[1]
-    return tuple(weight.meta["shape"]) if isinstance(weight, fx.Node) else ()
+    return shape_of(weight) if isinstance(weight, fx.Node) else ()

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from dreamquant.network.edit import set_tensor
 from dreamquant.network.graph import aten, run_batched, tensor_of
+from dreamquant.network.notes import notes
 from dreamquant.network.operators import WEIGHTED, is_call
 from dreamquant.quantization.biases import LARGEST_BIAS, rebase_biases
 from dreamquant.quantization.codebook import Codebook
@@ -146,7 +147,7 @@ class Trainee(nn.Module):
         self.ranges: dict[str, ActivationQuantizer] = {}
         self.weights: dict[str, WeightQuantizer] = {}
         nodes = quantizer_nodes(self.graph.graph)
-        for node in sorted(nodes, key=lambda node: bool(node.meta["kind"] == "bias")):  # a bias needs the others
+        for node in sorted(nodes, key=lambda node: notes(node).kind == "bias"):  # a bias needs the others
             self._replace_quantizer(node)
         for name in dict.fromkeys(str(node.target) for node in learnt_nodes(self.graph)):
             value = getattr(self.graph, name)
@@ -213,10 +214,10 @@ class Trainee(nn.Module):
         name, levels = str(node.target), quantizer_of(self.given.network.graph, node).grid
         if name in self.ranges or name in self.weights:
             return
-        if node.meta["kind"] == "activation" and isinstance(levels, Grid):
+        if notes(node).kind == "activation" and isinstance(levels, Grid):
             self.ranges[name] = ActivationQuantizer(levels)
             setattr(self.graph, name, self.ranges[name])
-        elif node.meta["kind"] == "weight" and levels is not None:
+        elif notes(node).kind == "weight" and levels is not None:
             layer, stored = next(iter(node.users)), node.all_input_nodes[0]
             self.weights[name] = WeightQuantizer(tensor_of(self.graph, stored), levels, self._floor(layer, levels))
             setattr(self.graph, name, self.weights[name])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 
 from torch import fx
 
@@ -11,6 +12,7 @@ from dreamquant.errors import OptionError
 from dreamquant.network.distribution import clip_ends, has_statistics
 from dreamquant.network.edit import bias_of, set_bias
 from dreamquant.network.graph import Network, aten, tensor_of
+from dreamquant.network.notes import notes, set_notes
 from dreamquant.network.operators import CLIPPING, TRANSPOSED
 from dreamquant.network.pairs import Pair, along_inputs, pads_with_zeros, pairs, stored
 
@@ -32,7 +34,7 @@ def absorb_bias(network: Network, *, bits: int, padded: bool = False) -> Network
     Raises `OptionError` for a network in which no layer knows of a BatchNorm that was folded into it.
     """
     graph = copy.deepcopy(network.graph)
-    if not any("normal" in node.meta for node in graph.graph.nodes):
+    if not any(notes(node).normal is not None for node in graph.graph.nodes):
         reason = "put fold_batchnorm before it" if has_statistics(graph.graph) else "it came without, or with them folded already"
         raise OptionError(f"absorb_bias needs the statistics of BatchNorms that were folded, and the network has none: {reason}")
     for pair in pairs(graph.graph, LEAKY | CLIPPING):
@@ -45,7 +47,7 @@ def absorb_bias(network: Network, *, bits: int, padded: bool = False) -> Network
 
 def _can_absorb(pair: Pair, padded: bool) -> bool:
     """Whether f(x) - c is f(x - c) above c, and all outputs of the second layer see all of its weights."""
-    if pair.function is None or "normal" not in pair.first.meta or pair.second.target in TRANSPOSED:
+    if pair.function is None or notes(pair.first).normal is None or pair.second.target in TRANSPOSED:
         return False
     if pair.function.target not in LEAKY and clip_ends(pair.function) != (0.0, math.inf):
         return False
@@ -53,7 +55,9 @@ def _can_absorb(pair: Pair, padded: bool) -> bool:
 
 
 def _absorb(graph: fx.GraphModule, pair: Pair) -> None:
-    beta, gamma = pair.first.meta["normal"]
+    normal = notes(pair.first).normal
+    assert normal is not None
+    beta, gamma = normal
     surplus = (beta - DEVIATIONS * gamma).clamp(min=0)
     if not surplus.any():
         return
@@ -62,4 +66,4 @@ def _absorb(graph: fx.GraphModule, pair: Pair) -> None:
     shift = (weight * along_inputs(pair.second, weight, surplus, pair.positions)).flatten(1).sum(1)
     set_bias(graph, pair.first, -surplus if first is None else first - surplus)
     set_bias(graph, pair.second, shift if second is None else second + shift)
-    pair.first.meta["normal"] = (beta - surplus, gamma)
+    set_notes(pair.first, replace(notes(pair.first), normal=(beta - surplus, gamma)))

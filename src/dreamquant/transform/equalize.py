@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, fx
@@ -12,6 +13,7 @@ from dreamquant.errors import OptionError, unknown
 from dreamquant.network.distribution import clip_ends
 from dreamquant.network.edit import bias_of, set_bias, set_tensor
 from dreamquant.network.graph import Network, aten, input_node, record_shapes, tensor_of
+from dreamquant.network.notes import notes, set_notes, shape_of
 from dreamquant.network.operators import CLIPPING
 from dreamquant.network.pairs import Pair, along_inputs, along_outputs, input_rows, output_rows, pairs, stored
 
@@ -71,7 +73,7 @@ def equalize(
     graph.recompile()
     if not any(changed):
         return network.with_graph(graph)
-    record_shapes(graph, torch.zeros(input_node(graph.graph).meta["shape"]))
+    record_shapes(graph, torch.zeros(shape_of(input_node(graph.graph))))
     return network.rebuilt(graph)
 
 
@@ -100,8 +102,9 @@ def _scale_output(graph: fx.GraphModule, pair: Pair, scale: Tensor, clip: str) -
     bias = bias_of(graph, layer)
     if bias is not None:
         set_bias(graph, layer, (bias * scale).float())
-    if "normal" in layer.meta:
-        layer.meta["normal"] = tuple((one * scale).float() for one in layer.meta["normal"])
+    normal = notes(layer).normal
+    if normal is not None:
+        set_notes(layer, replace(notes(layer), normal=((normal[0] * scale).float(), (normal[1] * scale).float())))
     if function is None or function.target in HOMOGENEOUS or clip_ends(function)[1] == torch.inf:
         return False
     if clip == "relu":
@@ -112,7 +115,7 @@ def _scale_output(graph: fx.GraphModule, pair: Pair, scale: Tensor, clip: str) -
     name = f"{function.name}_ends"
     while hasattr(graph, name):
         name += "_"
-    graph.register_buffer(name, ends.view(1, -1, *[1] * (len(function.meta["shape"]) - 2)))
+    graph.register_buffer(name, ends.view(1, -1, *[1] * (len(shape_of(function)) - 2)))
     with graph.graph.inserting_after(function):
         cut = graph.graph.call_function(aten.minimum.default, (function,))
     function.replace_all_uses_with(cut, delete_user_cb=lambda user: user is not cut)

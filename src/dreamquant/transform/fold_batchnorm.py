@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import torch
 from torch import fx
 
 from dreamquant.network.edit import bias_of, set_bias, set_tensor
 from dreamquant.network.graph import Network, aten, tensor_of
+from dreamquant.network.notes import notes, set_notes
 from dreamquant.network.operators import TRANSPOSED, WEIGHTED, is_call, output_channel_axis
 
 PAPER = "Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference (CVPR 2018)"
@@ -18,8 +20,8 @@ def fold_batchnorm(network: Network, *, bits: int = 8) -> Network:  # noqa: ARG0
     """Makes each BatchNorm that directly follows a layer with weights of its own a part of those weights.
 
     With s = gamma / sqrt(var + eps): W' = s W, b' = s (b - mean) + beta. A BatchNorm elsewhere stays. The folded layer's
-    `meta["origin"]` becomes the BatchNorm's, its own is kept as `meta["absorbed"]`: that value is no longer computed.
-    `meta["normal"]` = (beta, |gamma|): mean and deviation that the training data gave each channel of the layer's output.
+    notes have the BatchNorm's `origin`, its own is kept as `absorbed`: that value is no longer computed. `normal` is
+    (beta, |gamma|): mean and deviation that the training data gave each channel of the layer's output.
     """
     graph = copy.deepcopy(network.graph)
     for node in list(graph.graph.nodes):
@@ -61,14 +63,9 @@ def _fold(module: fx.GraphModule, batch_norm: fx.Node) -> None:
     shift = (mean.new_zeros(mean.shape) if bias is None else bias) - mean
     set_tensor(module, weight_node, weight * scale.view(shape))
     set_bias(module, layer, shift * scale + (0.0 if beta is None else beta))
-    layer.meta["normal"] = (
-        torch.zeros_like(mean) if beta is None else beta.clone(),
-        torch.ones_like(mean) if gamma is None else gamma.abs(),
-    )
-
-    layer.meta["absorbed"] = layer.meta.get("origin")
-    layer.meta["origin"] = batch_norm.meta.get("origin")
-    if layer.meta["origin"] is None:
-        del layer.meta["origin"]
+    beta = torch.zeros_like(mean) if beta is None else beta.clone()
+    gamma = torch.ones_like(mean) if gamma is None else gamma.abs()
+    before = notes(layer)
+    set_notes(layer, replace(before, normal=(beta, gamma), absorbed=before.origin, origin=notes(batch_norm).origin))
     batch_norm.replace_all_uses_with(layer)
     module.graph.erase_node(batch_norm)

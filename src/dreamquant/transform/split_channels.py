@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from dreamquant.errors import OptionError
 from dreamquant.network.edit import set_tensor
 from dreamquant.network.graph import Network, aten, input_node, record_shapes, tensor_of
+from dreamquant.network.notes import shape_of
 from dreamquant.network.operators import LINEARS, TRANSPOSED, WEIGHTED, is_call
 from dreamquant.network.pairs import groups_of, stored
 
@@ -37,7 +38,7 @@ def split_channels(network: Network, *, bits: int, ratio: float = 0.02) -> Netwo
         return network.with_graph(graph)
     graph.graph.lint()
     graph.recompile()
-    record_shapes(graph, torch.zeros(input_node(graph.graph).meta["shape"]))
+    record_shapes(graph, torch.zeros(shape_of(input_node(graph.graph))))
     return network.rebuilt(graph)
 
 
@@ -58,7 +59,7 @@ def _split_layer(graph: fx.GraphModule, layer: fx.Node, bits: int, ratio: float)
     graph.register_buffer(name, sources)
     with graph.graph.inserting_before(layer):
         place = -1 if is_call(layer, LINEARS) else 1
-        arguments = (layer.args[0], place % len(stored(layer, 0).meta["shape"]), graph.graph.get_attr(name))
+        arguments = (layer.args[0], place % len(shape_of(stored(layer, 0))), graph.graph.get_attr(name))
         layer.args = (graph.graph.call_function(aten.index_select.default, arguments), *layer.args[1:])
 
 

@@ -10,6 +10,7 @@ forms are those that ONNX Runtime recognises around QuantizeLinear and Dequantiz
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import onnx
 from onnx import helper
@@ -32,6 +33,7 @@ from dreamquant.exporters.onnx_emit.front import take_as_fed
 from dreamquant.exporters.onnx_emit.naming import live_nodes, value_names
 from dreamquant.exporters.onnx_emit.writer import stand_in, write
 from dreamquant.network.graph import Network, input_node, is_input, output_nodes
+from dreamquant.network.notes import notes, set_notes
 
 OPSETS = range(13, 23)
 BATCH = "N"
@@ -50,9 +52,9 @@ def emit(
     """The ONNX model of a flat ATen graph (see `network.graph`), from images (N, C, H, W) to its outputs.
 
     `input_shape` is (C, H, W), `batch` the only batch size of the graph, None for any (the dimension "N"). Every tensor
-    of the graph that the outputs need becomes one ONNX value, and `meta["origin"]` of its node is set to that value's
+    of the graph that the outputs need becomes one ONNX value, and `origin` of its node's notes is set to that value's
     name; an origin that is there already is kept as the name where it is free. Linear layers on other than two
-    dimensions become MatMul on a weight stored (in, out): that `get_attr` gets `meta["transposed"] = True`.
+    dimensions become MatMul on a weight stored (in, out): that `get_attr` is noted as `transposed`.
 
     Raises `UnsupportedOperator` naming all operators that cannot be written, `OptionError` for an opset outside 13..22,
     `ModelError` for a graph that does not run on such images.
@@ -124,13 +126,10 @@ def _record_names(builder: Builder, graph: fx.Graph) -> None:
     """Tell every node what its value is called in the model; those that have none there carry no name."""
     present = {tensor.name for tensor in builder.initializers} | {name for node in builder.nodes for name in node.output}
     for node in graph.nodes:
-        node.meta.pop("origin", None)
-        node.meta.pop("transposed", None)
         value = builder.values.get(node)
-        if value is not None and (is_input(node) or value.name in present):
-            node.meta["origin"] = value.name
-            if value.transposed:
-                node.meta["transposed"] = True
+        written = value if value is not None and (is_input(node) or value.name in present) else None
+        origin, transposed = (None, False) if written is None else (written.name, written.transposed)
+        set_notes(node, replace(notes(node), origin=origin, transposed=transposed))
 
 
 def _model(builder: Builder, graph: fx.Graph, outputs: Sequence[tuple[str, Fact]], name: str) -> onnx.ModelProto:

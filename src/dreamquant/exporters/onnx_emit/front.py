@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import onnx
@@ -10,6 +11,7 @@ from torch import fx
 
 from dreamquant.network.front import TO_FIRST
 from dreamquant.network.input_space import InputSpace
+from dreamquant.network.notes import notes, set_notes
 
 KINDS = {"float16": TensorProto.FLOAT16, "uint8": TensorProto.UINT8}
 
@@ -36,7 +38,7 @@ def take_as_fed(proto: onnx.ModelProto, space: InputSpace, image: fx.Node) -> No
                 node.input[index] = value
     for node in reversed(added):
         graph.node.insert(0, node)
-    image.meta["origin"] = value
+    set_notes(image, replace(notes(image), origin=value))
     tensor = entry.type.tensor_type
     tensor.elem_type = KINDS.get(space.dtype, TensorProto.FLOAT)
     if space.layout == "NHWC":

@@ -8,6 +8,7 @@ from torch import fx
 
 from dreamquant.exporters.onnx_emit.builder import Builder
 from dreamquant.network.graph import input_node, is_input, output_nodes
+from dreamquant.network.notes import notes
 
 
 def live_nodes(graph: fx.Graph, outputs: Sequence[fx.Node] | None = None) -> set[fx.Node]:
@@ -29,9 +30,9 @@ def value_names(graph: fx.Graph, live: set[fx.Node], builder: Builder) -> dict[f
     for index, node in enumerate(results):
         if node.op == "call_function" and node not in names:
             base = "output" if len(results) == 1 else f"output_{index}"
-            names[node] = builder.unique(str(node.meta.get("origin", base)))
+            names[node] = builder.unique(notes(node).origin or base)
     for node in graph.nodes:
         if node in live and node not in names and builder.facts[node].kind == "tensor":
             base = "input" if is_input(node) else str(node.target) if node.op == "get_attr" else node.name
-            names[node] = builder.unique(str(node.meta.get("origin", base)))
+            names[node] = builder.unique(notes(node).origin or base)
     return names

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import fx, nn
 
 from dreamquant.errors import ModelError, UnsupportedOperator
 from dreamquant.limits import check_memory
+from dreamquant.network.notes import Notes, note_value, notes, set_notes
 
 Array = np.ndarray[Any, Any]
 FLOAT_BYTES = 4
@@ -52,7 +53,7 @@ class Builder:
     def images(self, name: str, shape: tuple[int, ...]) -> None:
         """Add the input of images of `shape` (N, C, H, W), the graph input `name`."""
         node = self.graph.placeholder(_identifier(name))
-        node.meta["origin"] = name
+        set_notes(node, Notes(origin=name))
         check_memory(math.prod(shape) * FLOAT_BYTES, f"{self.model}: images {shape}", ModelError)
         self.values[name] = self._with_value(node, torch.empty(shape, device="meta"))
 
@@ -79,7 +80,7 @@ class Builder:
         if isinstance(value, torch.Tensor):
             what = f"{self.model}: {node.name} of shape {tuple(value.shape)}"
             check_memory(value.numel() * value.element_size(), what, ModelError)
-            node.meta["shape"], node.meta["dtype"] = tuple(value.shape), value.dtype
+            note_value(node, value)
         return node
 
     def shape(self, value: fx.Node | Known) -> tuple[int, ...]:
@@ -101,8 +102,8 @@ class Builder:
         key = (value.name, False)
         if key not in self._stored:
             sizes = list(value.array.shape)
-            self._stored[key] = self.call(torch.ops.aten.expand.default, self.node(value.base), sizes)
-            self._stored[key].meta["origin"] = value.name
+            node = self._stored[key] = self.call(torch.ops.aten.expand.default, self.node(value.base), sizes)
+            set_notes(node, replace(notes(node), origin=value.name))
         return self._stored[key]
 
     def stored(self, value: Known, *, transposed: bool = False) -> fx.Node:
@@ -111,9 +112,7 @@ class Builder:
         if key not in self._stored:
             array = value.array.T if transposed else value.array
             node = self._attribute(value.name, _tensor(array, value.name, self.model))
-            node.meta["origin"] = value.name
-            if transposed:
-                node.meta["transposed"] = True
+            set_notes(node, replace(notes(node), origin=value.name, transposed=transposed))
             self._stored[key] = node
         return self._stored[key]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -18,6 +19,7 @@ from dreamquant.network.batch import TRIED, free_batch
 from dreamquant.network.front import take_channels_first
 from dreamquant.network.graph import input_node, record_shapes
 from dreamquant.network.live import check_trial
+from dreamquant.network.notes import notes, set_notes
 from dreamquant.network.onnx_import.builder import OPERATORS, Array, Builder, Known, Op, label
 from dreamquant.network.onnx_import.interface import ImageInput, image_input
 
@@ -68,7 +70,8 @@ def import_onnx(
         if given.layout == "NHWC":
             take_channels_first(graph)
             record_shapes(graph, torch.zeros(batch, *shape))
-        input_node(graph.graph).meta["origin"] = given.inner
+        images = input_node(graph.graph)
+        set_notes(images, replace(notes(images), origin=given.inner))
         return graph, given, _freed(graph, shape, batch)
 
 
@@ -165,8 +168,8 @@ def _add(builder: Builder, node: onnx.NodeProto) -> None:
         results = result if isinstance(result, list) else [result]
     for name, value in zip(node.output, results, strict=False):
         builder.keep(name, value)
-        if isinstance(value, fx.Node) and value.op == "call_function":
-            value.meta.setdefault("origin", name)
+        if isinstance(value, fx.Node) and value.op == "call_function" and notes(value).origin is None:
+            set_notes(value, replace(notes(value), origin=name))
 
 
 def _converted(builder: Builder, node: onnx.NodeProto) -> fx.Node | Known | list[fx.Node | Known]:

