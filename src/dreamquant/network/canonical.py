@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -44,11 +45,34 @@ def rrelu(x: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, *_: Any) -> Ten
     return nn.functional.leaky_relu(x, (lower + upper) / 2)
 
 
+def slice_scatter(
+    x: Tensor, part: Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> Tensor:
+    """A part written over, as what is left of it and the part side by side."""
+    if step != 1:
+        return NotImplemented  # type: ignore[no-any-return]
+    if start in (None, 0) and (end is None or end == sys.maxsize):
+        return part
+    size = x.shape[dim]
+    end = size if end is None else end
+    first, last = (min(max(place + size if place < 0 else place, 0), size) for place in (start or 0, end))
+    before = [x.narrow(dim, 0, first)] if first else []
+    behind = [x.narrow(dim, last, size - last)] if last < size else []
+    return torch.cat([*before, part, *behind], dim)
+
+
+def select_scatter(x: Tensor, part: Tensor, dim: int, index: int) -> Tensor:
+    """The same of one place along an axis."""
+    return slice_scatter(x, part.unsqueeze(dim), dim, index, index + 1 if index != -1 else None)
+
+
 # operations that are taken apart when a program is captured
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten.scaled_dot_product_attention.default: scaled_dot_product_attention,
     aten.einsum.default: einsum,
     aten.rrelu.default: rrelu,
+    aten.slice_scatter.default: slice_scatter,
+    aten.select_scatter.default: select_scatter,
 }
 
 # operations that only move, copy or (in training) drop values
@@ -118,7 +142,7 @@ def _canonicalize_node(graph: fx.Graph, node: fx.Node) -> None:
     elif node.target is aten.copy_.default:  # what a module writes into its buffers, or its input, as it runs
         node.replace_all_uses_with(node.args[1])  # type: ignore[arg-type]
         graph.erase_node(node)
-    elif node.target in IDENTITIES or _is_cast_to_same(node):
+    elif node.target in IDENTITIES or _is_cast_to_same(node) or _takes_all(node):
         node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
         graph.erase_node(node)
     elif node.target is aten.relu6.default:
@@ -167,6 +191,15 @@ def _is_cast_to_same(node: fx.Node) -> bool:
     if not isinstance(value, Tensor) or not isinstance(before, Tensor):
         return False
     return value.dtype == before.dtype or (value.is_floating_point() and before.is_floating_point())
+
+
+def _takes_all(node: fx.Node) -> bool:
+    """Whether a slice leaves nothing out: it has the sizes of what it is from, those that depend on the batch by name."""
+    if node.target is not aten.slice.Tensor:
+        return False
+    value, before = exported_value(node), exported_value(node.args[0])
+    known = isinstance(value, Tensor) and isinstance(before, Tensor)
+    return known and [str(size) for size in value.shape] == [str(size) for size in before.shape]
 
 
 def flatten_attributes(module: nn.Module, graph: fx.Graph) -> fx.GraphModule:

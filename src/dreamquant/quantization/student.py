@@ -13,6 +13,7 @@ from dreamquant.errors import OptionError, unknown
 from dreamquant.methods import find_method
 from dreamquant.network.graph import Network
 from dreamquant.network.notes import Kind, Notes, dtype_of, notes, set_notes, shape_of
+from dreamquant.network.operators import WEIGHTED, data_nodes, is_call
 from dreamquant.quantization.codebook import Codebook
 from dreamquant.quantization.grid import FakeQuantize, Grid
 from dreamquant.quantization.plan import Bits, Plan
@@ -58,8 +59,10 @@ class Student:
         return found
 
     def float_layers(self) -> list[str]:
-        """The layers whose weights were left in float: those that read them directly, not through a quantizer."""
-        return [node.name for node in weighted_nodes(self.network.graph.graph)]
+        """The layers whose weights were left in float, stored or computed: those that read them directly, not through a
+        quantizer."""
+        layers = [node for node in data_nodes(self.network.graph.graph) if is_call(node, WEIGHTED)]
+        return [node.name for node in layers if isinstance(node.args[1], fx.Node) and node.args[1].op != "call_module"]
 
 
 def quantizer_nodes(graph: fx.Graph) -> list[fx.Node]:
