@@ -26,7 +26,7 @@ from dreamquant.assess.probes import stages as probe_stages
 from dreamquant.assess.trust import unlike
 from dreamquant.errors import OptionError
 from dreamquant.estimate import expected_seconds
-from dreamquant.exporters.export import Artifact, check_format, export
+from dreamquant.exporters.export import Artifact, check_format, check_writable, export
 from dreamquant.files import atomic_write, check_output, in_use
 from dreamquant.methods import SEEDS, check_seed
 from dreamquant.network.attention import has_layernorm
@@ -156,6 +156,7 @@ def run(
     chosen = resolve(known, *_kind(network), budget=budget, bits=bits, plan=plan, settings=settings)
     whole = chosen.quantization.resolved()
     check_layers(network, whole)
+    check_writable(network)
     stage = chosen.synthesis
     given = None if images is None else real_images(network, images, resize=resize, seed=seed)
     asked = probe_stages(stage.method) if estimate and given is None and not unlike(network) else {}

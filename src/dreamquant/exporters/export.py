@@ -10,9 +10,12 @@ from pathlib import Path
 from onnx import helper
 
 from dreamquant.errors import OptionError, OutputError
+from dreamquant.exporters.onnx_emit import emit_network
 from dreamquant.exporters.qdq import to_onnx
 from dreamquant.exporters.verify import Verification, verify
 from dreamquant.files import atomic_path
+from dreamquant.network.edit import copied
+from dreamquant.network.graph import Network
 from dreamquant.plain import plain_torch
 from dreamquant.quantization.student import Student
 from dreamquant.samples import Samples
@@ -62,3 +65,9 @@ def check_format(path: Path) -> None:
     """`OptionError` unless the path's suffix names a format that can be written."""
     if path.suffix != ".onnx":
         raise OptionError(f"the output is {path}; its suffix must tell the format (known: .onnx)")
+
+
+def check_writable(network: Network) -> None:
+    """`UnsupportedOperator` for a network that ONNX cannot say; one that was read from an ONNX file is written as that was."""
+    if network.source.proto is None:
+        emit_network(network, copied(network.graph))

@@ -14,6 +14,7 @@ from torch import Tensor, fx
 
 from dreamquant.network.batch_sizes import BatchFreer, NotFreeError
 from dreamquant.network.canonical import infer_sizes
+from dreamquant.network.edit import copied
 
 TRIED = (3, 1)
 TOLERANCE = 1e-3  # of 1 + the largest output; kernels differ a little between batch sizes
@@ -58,7 +59,7 @@ def _candidates(graph: fx.GraphModule, batch: int) -> Iterator[fx.GraphModule]:
     """Graphs that may run any batch, the likeliest first, none twice."""
     seen = set()
     for repeats in (True, False):  # a constant repeated `batch` times usually stands for the batch, but need not
-        trial = _copied(graph)
+        trial = copied(graph)
         try:
             BatchFreer(trial, batch, repeats=repeats).rewrite()
         except NotFreeError:
@@ -69,12 +70,6 @@ def _candidates(graph: fx.GraphModule, batch: int) -> Iterator[fx.GraphModule]:
             yield trial if changed else graph
     if str(graph.graph) not in seen:
         yield graph
-
-
-def _copied(graph: fx.GraphModule) -> fx.GraphModule:
-    copied = fx.Graph()
-    copied.output(copied.graph_copy(graph.graph, {}))
-    return fx.GraphModule(graph, copied)
 
 
 def images_axis(one: Sequence[int], count: int, other: Sequence[int], number: int) -> int | None:

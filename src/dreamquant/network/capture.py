@@ -20,10 +20,10 @@ from dreamquant.network.front import (
     take_float32,
     turns_channels_first,
 )
-from dreamquant.network.graph import Network, Source, aten, is_input, record_shapes
+from dreamquant.network.graph import Network, Source, aten, is_input, record_shapes, tensor_of
 from dreamquant.network.input_space import DTYPES, standard
 from dreamquant.network.notes import drop_foreign, exported_value, is_tensor
-from dreamquant.network.operators import is_call
+from dreamquant.network.operators import WEIGHTED, is_call
 from dreamquant.network.outputs import find_outputs
 from dreamquant.network.stored_layers import name_layers
 from dreamquant.runtime import guessed_layout
@@ -94,8 +94,9 @@ def _of_program(
     record_shapes(graph, images)
     remarks += _keep_tensors(graph, source)
     free = free_batch(graph, shape, batch)
-    graph = fold_constants(graph)
+    fold_constants(graph)
     name_layers(graph)
+    graph = fx.GraphModule(graph, graph.graph)  # without the tensors that nothing reads any more
     record_shapes(graph, images)
     _check_computed(graph, source)
     kind = str(dtype).removeprefix("torch.")
@@ -226,11 +227,13 @@ def _check(graph: fx.GraphModule, source: Source) -> None:
 
 def _check_computed(graph: fx.GraphModule, source: Source) -> None:
     """`ModelError` for what only shows once all that can be stored is."""
-    for name, tensor in graph.named_buffers():
-        bad = int(tensor.isnan().sum())  # masks are infinite
-        if bad:
-            raise ModelError(f"{source.text}: {bad} of {tensor.numel()} values of {name} are NaN once they are computed")
     for node in graph.graph.nodes:
+        if node.op == "get_attr":
+            tensor, weighs = tensor_of(graph, node), any(is_call(user, WEIGHTED) for user in node.users)
+            bad = int((~tensor.isfinite() if weighs else tensor.isnan()).sum())  # masks are infinite
+            if bad:
+                values = f"{bad} of {tensor.numel()} values of {node.target}"
+                raise ModelError(f"{source.text}: {values} are NaN or infinite once they are computed")
         if is_call(node, OF_THE_BATCH):
             raise ModelError(
                 f"{source.text}: {node} normalises by the statistics of the batch that an image is in; a BatchNorm with running"

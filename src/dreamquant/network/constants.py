@@ -17,9 +17,11 @@ from dreamquant.network.notes import Notes, notes
 PARAMETRIZED = re.compile(r"parametrizations\.(\w+)\..*")  # where torch keeps what a parameter is computed from
 
 
-def fold_constants(graph: fx.GraphModule) -> fx.GraphModule:
-    """A graph around the same nodes in which all that does not depend on the images is stored, under the name of what it was
-    computed from; a number that is read from a stored tensor stands as it is. What is computed twice is stored once."""
+def fold_constants(graph: fx.GraphModule) -> None:
+    """Store all that does not depend on the images, in place, under the name of what it was computed from.
+
+    A number that is read from a stored tensor stands as it is; what is computed twice is stored once.
+    """
     fixed = constants(graph.graph)
     values: dict[fx.Node, Any] = {}
     origins: dict[fx.Node, list[str]] = {}
@@ -36,7 +38,7 @@ def fold_constants(graph: fx.GraphModule) -> fx.GraphModule:
             for reader in readers:
                 _replace(reader, node, put)
     graph.graph.eliminate_dead_code()
-    return fx.GraphModule(graph, graph.graph)  # without the tensors that nothing reads any more
+    graph.recompile()
 
 
 def _value(graph: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Changes of a graph's stored tensors that the export can follow."""
+"""Changes of a graph's stored tensors that the export can follow, and copies to make them in."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ from torch import Tensor, fx, nn
 
 from dreamquant.network.graph import tensor_of
 from dreamquant.network.notes import Notes, notes, set_notes
+
+
+def copied(graph: fx.GraphModule) -> fx.GraphModule:
+    """New nodes of the same graph around the same tensors."""
+    nodes = fx.Graph()
+    nodes.output(nodes.graph_copy(graph.graph, {}))
+    return fx.GraphModule(graph, nodes)
 
 
 def unused_name(module: nn.Module, base: str) -> str:
