@@ -197,7 +197,7 @@ def test_what_does_not_depend_on_the_images_is_the_same_for_each() -> None:
 
 
 def test_what_is_no_tensor_is_left_out_and_said() -> None:
-    network = found(lambda net, x: (None, net.pooled(x), 7, len(x)))
+    network = found(lambda net, x: (None, net.pooled(x), 7, len(x), x.mean()))
 
     assert [output.shape for output in network.outputs] == [(10,)]
     assert network.remarks == tuple(
@@ -209,7 +209,7 @@ def test_what_is_no_tensor_is_left_out_and_said() -> None:
     ("ends", "message"),
     [
         (lambda net, x: (net.pooled(x), x), "'output_1' is the input itself"),
-        (lambda *_: None, "returns no tensor"),
+        (lambda *_: None, "returns no tensor of answers"),
         (lambda net, x: net.pooled(x).mean(0), "has no axis of theirs"),
     ],
 )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import operator
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from dreamquant.network import writes
 from dreamquant.network.edit import unused_name
 from dreamquant.network.einsum import einsum
 from dreamquant.network.graph import aten
@@ -45,34 +45,16 @@ def rrelu(x: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, *_: Any) -> Ten
     return nn.functional.leaky_relu(x, (lower + upper) / 2)
 
 
-def slice_scatter(
-    x: Tensor, part: Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
-) -> Tensor:
-    """A part written over, as what is left of it and the part side by side."""
-    if step != 1:
-        return NotImplemented  # type: ignore[no-any-return]
-    if start in (None, 0) and (end is None or end == sys.maxsize):
-        return part
-    size = x.shape[dim]
-    end = size if end is None else end
-    first, last = (min(max(place + size if place < 0 else place, 0), size) for place in (start or 0, end))
-    before = [x.narrow(dim, 0, first)] if first else []
-    behind = [x.narrow(dim, last, size - last)] if last < size else []
-    return torch.cat([*before, part, *behind], dim)
-
-
-def select_scatter(x: Tensor, part: Tensor, dim: int, index: int) -> Tensor:
-    """The same of one place along an axis."""
-    return slice_scatter(x, part.unsqueeze(dim), dim, index, index + 1 if index != -1 else None)
-
-
 # operations that are taken apart when a program is captured
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten.scaled_dot_product_attention.default: scaled_dot_product_attention,
     aten.einsum.default: einsum,
     aten.rrelu.default: rrelu,
-    aten.slice_scatter.default: slice_scatter,
-    aten.select_scatter.default: select_scatter,
+    aten.copy.default: writes.copy,
+    aten.fill.Tensor: writes.copy,
+    aten.slice_scatter.default: writes.slice_scatter,
+    aten.select_scatter.default: writes.select_scatter,
+    aten.index_put.default: writes.index_put,
 }
 
 # operations that only move, copy or (in training) drop values

@@ -22,7 +22,7 @@ from dreamquant.network.front import (
 )
 from dreamquant.network.graph import Network, Source, aten, is_input, record_shapes, tensor_of
 from dreamquant.network.input_space import DTYPES, standard
-from dreamquant.network.notes import drop_foreign, exported_value, is_tensor
+from dreamquant.network.notes import drop_foreign, exported_value, is_tensor, shape_of
 from dreamquant.network.operators import WEIGHTED, is_call
 from dreamquant.network.outputs import find_outputs
 from dreamquant.network.stored_layers import name_layers
@@ -192,22 +192,22 @@ def _program_input(program: torch.export.ExportedProgram, source: Source) -> tup
 def _precisions(program: torch.export.ExportedProgram) -> list[str]:
     """The precisions other than float32 that a program has numbers in."""
     graphs = [part.graph for part in program.graph_module.modules() if isinstance(part, fx.GraphModule)]
-    values = [exported_value(node) for graph in graphs for node in graph.nodes]
+    values = [exported_value(node) for graph in graphs for node in graph.nodes if node.users]
     found = {value.dtype for value in values if isinstance(value, Tensor) and value.is_floating_point()}
     return sorted(str(dtype).removeprefix("torch.") for dtype in found - {torch.float32})
 
 
 def _keep_tensors(graph: fx.GraphModule, source: Source) -> list[str]:
-    """Leave out what is returned beside tensors; what that is, in words."""
+    """Leave out what is returned beside tensors that may have an axis of images; what that is, in words."""
     end = next(node for node in reversed(graph.graph.nodes) if node.op == "output")
     found: Any = end.args[0] if isinstance(end.args[0], tuple | list) else (end.args[0],)
-    kept = tuple(one for one in found if isinstance(one, fx.Node) and is_tensor(one))
+    kept = tuple(one for one in found if isinstance(one, fx.Node) and is_tensor(one) and shape_of(one))
     if not kept:
-        raise ModelError(f"{source.text}: it returns no tensor")
+        raise ModelError(f"{source.text}: it returns no tensor of answers to images")
     end.args = (kept[0] if len(kept) == 1 else kept,)
     graph.recompile()
-    left = [(place, "a size" if isinstance(one, fx.Node) else one) for place, one in enumerate(found) if one not in kept]
-    return [f"output {place} is {one}, no tensor, and left out" for place, one in left]
+    left = [(place, "one number" if isinstance(one, fx.Node) else one) for place, one in enumerate(found) if one not in kept]
+    return [f"output {place} is {one}, no answer to each image, and left out" for place, one in left]
 
 
 def _check(graph: fx.GraphModule, source: Source) -> None:
