@@ -68,7 +68,7 @@ class Site:
 class Inspection:
     """A network as it was loaded, and the `sites` that a plan quantizes of it.
 
-    `outputs` are its answers, of what kind each is and how that is known. `synthesis` is what each synthesis method would need
+    `remarks` say what of it is not as it was, `outputs` are its answers, of what kind each is and how that is known. `synthesis` is what each synthesis method would need
     that the network does not have; empty where it can work. `sensitivity` is what each layer alone does to the answers, the worst
     first; None where nobody asked.
     """
@@ -76,6 +76,7 @@ class Inspection:
     model: str
     input_shape: tuple[int, int, int]
     batch: int | None
+    remarks: tuple[str, ...]
     outputs: tuple[Output, ...]
     layers: list[Layer]
     batch_norms: list[Norm]
@@ -100,6 +101,7 @@ def inspect(network: Network, plan: Plan, bits: Bits) -> Inspection:
         model=network.source.text,
         input_shape=network.input_shape,
         batch=network.batch,
+        remarks=network.remarks,
         outputs=network.outputs,
         layers=[
             Layer(node.name, str(node.target), shape_of(node.args[1]), shape_of(node)[1:])
