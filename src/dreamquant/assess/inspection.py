@@ -69,8 +69,8 @@ class Inspection:
     """A network as it was loaded, and the `sites` that a plan quantizes of it.
 
     `remarks` say what is not as it was, `outputs` are its answers, of what kind each is and how that is known. `synthesis` is
-    what each synthesis method would need that it does not have; empty where it can work. `sensitivity` is what each layer alone does
-    to the answers, the worst first; None where nobody asked.
+    what each synthesis method would need that it does not have; empty where it can work. `sensitivity` is what each layer does
+    to the answers by itself, the worst first; None where nobody asked.
     """
 
     model: str
