@@ -197,12 +197,11 @@ def test_what_does_not_depend_on_the_images_is_the_same_for_each() -> None:
 
 
 def test_what_is_no_tensor_is_left_out_and_said() -> None:
-    network = found(lambda net, x: (None, net.pooled(x), 7, len(x), x.mean()))
+    network = found(lambda net, x: (None, net.pooled(x), 7, x.shape[0], x.mean()))
 
     assert [output.shape for output in network.outputs] == [(10,)]
-    assert network.remarks == tuple(
-        f"output {place} is {what}, no tensor, and left out" for place, what in ((0, None), (2, 7), (3, "a size"))
-    )
+    left = ((0, None), (2, 7), (3, "one number"), (4, "one number"))
+    assert network.remarks == tuple(f"output {place} is {what}, no answer to each image, and left out" for place, what in left)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from dreamquant.network.canonical import infer_sizes
 from dreamquant.network.edit import copied
 
 TRIED = (3, 1)
+LOUDNESS = torch.tensor([0.5, 2.0, 1.0]).view(-1, 1, 1, 1)  # of the images: the loudest fills up no piece
 TOLERANCE = 1e-3  # of 1 + the largest output; kernels differ a little between batch sizes
 
 
@@ -44,7 +45,7 @@ def free_batch(graph: fx.GraphModule, input_shape: tuple[int, int, int], batch: 
     Otherwise the graph stays as it was and `batch` is returned. Every tensor-valued node needs its shape as
     recorded on `batch` images. Nodes of a graph that had to be rewritten are new objects under their old names.
     """
-    images = noise(max(TRIED), input_shape)
+    images = noise(max(TRIED), input_shape) * LOUDNESS
     expected = _reference(graph, images, batch)
     for trial in _candidates(graph, batch):
         if _is_free(trial, images, expected, batch):
