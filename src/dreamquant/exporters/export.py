@@ -16,6 +16,7 @@ from dreamquant.exporters.verify import Verification, verify
 from dreamquant.files import atomic_path
 from dreamquant.network.edit import copied
 from dreamquant.network.graph import Network
+from dreamquant.network.output_properties import properties as output_properties
 from dreamquant.plain import plain_torch
 from dreamquant.quantization.student import Student
 from dreamquant.samples import Samples
@@ -50,6 +51,7 @@ def export(
         "dreamquant.bits": str(student.bits),
         "dreamquant.plan": student.plan.name,
         **network.space.properties(),
+        **output_properties(network.outputs),
         **(metadata or {}),
     }
     helper.set_model_props(proto, properties)
