@@ -18,7 +18,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "ONNX Runtime, noise": tuple(f"{name}-noise" for name in ORT),
     "NNCF, noise": ("nncf-noise",),
 }
-TITLES = {
+TITLES = {  # in the tables' order; small networks of a kind come behind
+    "digits": "digits",
     "resnet20": "ResNet-20",
     "resnet20_bnfolded": "ResNet-20, BatchNorm folded",
     "resnet56": "ResNet-56",
@@ -44,7 +45,9 @@ def tables(rows: Iterable[Row], words: Iterable[str] = ()) -> str:
     for row in rows:
         if not row["label"] and row["count"] is None:
             found.setdefault(row["network"], {})[row["method"]] = row
-    return TABLES[kind](found) if found else "No rows yet."
+    known = [*TITLES, *found]
+    ordered = {name: found[name] for name in sorted(found, key=known.index)}
+    return TABLES[kind](ordered) if found else "No rows yet."
 
 
 def _worths(found: Mapping[str, Mapping[str, Row]]) -> str:

@@ -20,9 +20,10 @@ from dreamquant.network.front import (
     take_float32,
     turns_channels_first,
 )
-from dreamquant.network.graph import Network, Source, aten, is_input, record_shapes, tensor_of
+from dreamquant.network.graph import Network, Source, aten, is_input, tensor_of
 from dreamquant.network.input_space import DTYPES, standard
-from dreamquant.network.notes import drop_foreign, exported_value, is_tensor, shape_of
+from dreamquant.network.interpreter import record_shapes
+from dreamquant.network.notes import exported_value, is_tensor, notes, set_notes, shape_of
 from dreamquant.network.operators import WEIGHTED, is_call
 from dreamquant.network.outputs import find_outputs
 from dreamquant.network.stored_layers import name_layers
@@ -119,7 +120,7 @@ def flatten(program: torch.export.ExportedProgram) -> fx.GraphModule:
     flat = flatten_attributes(module, graph)
     flat.eval()
     for node in flat.graph.nodes:
-        drop_foreign(node)
+        set_notes(node, notes(node))
     flat.graph.lint()
     flat.recompile()
     return flat

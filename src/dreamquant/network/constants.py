@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from dreamquant.network.edit import add_tensor
 from dreamquant.network.front import constants
 from dreamquant.network.graph import tensor_of
+from dreamquant.network.interpreter import compute
 from dreamquant.network.notes import Notes, notes
 
 PARAMETRIZED = re.compile(r"parametrizations\.(\w+)\..*")  # where torch keeps what a parameter is computed from
@@ -29,7 +30,8 @@ def fold_constants(graph: fx.GraphModule) -> None:
     for node in list(graph.graph.nodes):
         if node not in fixed or node.op in ("output", "call_module"):
             continue
-        values[node] = _value(graph, node, values)
+        with torch.no_grad():
+            values[node] = compute(graph, node, values)
         own = [notes(node).origin or str(node.target)] if node.op == "get_attr" else []
         origins[node] = own + [name for source in node.all_input_nodes for name in origins[source]]
         readers = [user for user in node.users if user not in fixed or user.op == "output"]
@@ -39,14 +41,6 @@ def fold_constants(graph: fx.GraphModule) -> None:
                 _replace(reader, node, put)
     graph.graph.eliminate_dead_code()
     graph.recompile()
-
-
-def _value(graph: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
-    if node.op == "get_attr":
-        return tensor_of(graph, node)
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
-    with torch.no_grad():
-        return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def _put(graph: fx.GraphModule, node: fx.Node, value: Any, origin: str, stored: dict[str, list[fx.Node]]) -> Any:

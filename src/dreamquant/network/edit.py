@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 
 from dreamquant.network.graph import tensor_of
 from dreamquant.network.notes import Notes, notes, set_notes
+from dreamquant.network.operators import bias_node
 
 
 def copied(graph: fx.GraphModule) -> fx.GraphModule:
@@ -26,20 +27,26 @@ def unused_name(module: nn.Module, base: str) -> str:
     return name
 
 
-def add_tensor(module: fx.GraphModule, base: str, value: Tensor, known: Notes, *, before: fx.Node) -> fx.Node:
-    """A new `get_attr` node, ahead of `before`, that reads a copy of `value` under a name that begins with `base`."""
+def bias_of(module: fx.GraphModule, layer: fx.Node) -> Tensor | None:
+    """The bias of a layer with weights, if it has one."""
+    bias = bias_node(layer)
+    return None if bias is None else tensor_of(module, bias)
+
+
+def add_buffer(module: nn.Module, base: str, value: Tensor) -> str:
+    """Store a tensor; returns under which name, an `unused_name`."""
     name = unused_name(module, base)
-    module.register_buffer(name, value.detach().clone(memory_format=torch.contiguous_format))
+    module.register_buffer(name, value)
+    return name
+
+
+def add_tensor(module: fx.GraphModule, base: str, value: Tensor, known: Notes, *, before: fx.Node) -> fx.Node:
+    """A new `get_attr` node, ahead of `before`, that reads a copy of `value` under an `unused_name`."""
+    name = add_buffer(module, base, value.detach().clone(memory_format=torch.contiguous_format))
     with module.graph.inserting_before(before):
         node = module.graph.get_attr(name)
     set_notes(node, replace(known, shape=tuple(value.shape), dtype=value.dtype))
     return node
-
-
-def bias_of(module: fx.GraphModule, layer: fx.Node) -> Tensor | None:
-    """The bias of a layer with weights, if it has one."""
-    bias = layer.args[2] if len(layer.args) > 2 else None
-    return tensor_of(module, bias) if isinstance(bias, fx.Node) else None
 
 
 def set_tensor(module: fx.GraphModule, node: fx.Node, value: Tensor) -> None:
@@ -50,8 +57,8 @@ def set_tensor(module: fx.GraphModule, node: fx.Node, value: Tensor) -> None:
 
 def set_bias(module: fx.GraphModule, layer: fx.Node, value: Tensor) -> None:
     """Replace the bias of a layer with weights. One that it had not notes whose it is: `gained`."""
-    bias = layer.args[2] if len(layer.args) > 2 else None
-    if isinstance(bias, fx.Node):
+    bias = bias_node(layer)
+    if bias is not None:
         set_tensor(module, bias, value)
         return
     node = add_tensor(module, f"{layer.name}_bias", value, Notes(gained=layer.name), before=layer)
