@@ -85,6 +85,7 @@ class Result:
             "size_ratio": self.artifact.size / self.assessment.float_size,
             "calibration": {"method": self.samples.method, "images": len(self.samples)},
             "input": asdict(self.network.space) | {"sentence": self.network.space.sentence()},
+            "remarks": list(self.network.remarks),
             "verification": asdict(self.artifact.verification),
             "agreement": asdict(self.assessment.agreement) | {"interval": self.assessment.agreement.interval},
             "outputs": [asdict(output) for output in self.network.outputs],
@@ -163,8 +164,8 @@ def run(
     asked = probe_stages(stage.method) if estimate and given is None and not unlike(network) else {}
     if announce is not None:
         announce(f"{network.source.text}: {network.space.sentence()}")
-        for answer in network.outputs:
-            announce(f"output {answer}")
+        for line in (*network.remarks, *(f"output {answer}" for answer in network.outputs)):
+            announce(line)
         if staying := float_operators(network):
             announce(f"stays in float: {', '.join(staying)}")
         announce(_intention(chosen, expected_seconds(network, chosen, asked.values())))

@@ -140,8 +140,8 @@ def print_inspection(found: Inspection) -> None:
     screen = console()
     batch = "any batch" if found.batch is None else f"batch {found.batch} only"
     screen.print(f"{found.model}: images {found.input_shape}, {batch}")
-    for output in found.outputs:
-        screen.print(f"output {output}", soft_wrap=True)
+    for line in (*found.remarks, *(f"output {output}" for output in found.outputs)):
+        screen.print(line, soft_wrap=True)
     if found.staying:
         screen.print(f"stays in float: {', '.join(found.staying)}", soft_wrap=True)
     table = Table("layer", "operator", "weight", "output")

@@ -67,6 +67,32 @@ SPELLINGS = {
 }
 MASK = torch.ones(54, 54).tril().bool()
 
+
+def write_parts(x: Tensor, layer: nn.Module) -> Tensor:
+    y = layer(x)
+    y[:, :2] = y[:, :2].relu()
+    y[:, 1:-1] += 0.5
+    y[:, -1] *= 2
+    y[:, :, 1::2] -= x[:, :1, 1::2]
+    y[..., -3:] = 0.25
+    y[y < -0.5] = -0.5
+    return y
+
+
+class Counter(nn.Module):
+    """Counts in a buffer how often it ran, and writes into its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.batch_norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.register_buffer("ran", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.ran += 1
+        y: Tensor = self.batch_norm(self.layer(x.clone().mul_(2)))
+        return y
+
+
 MODULES: dict[str, Callable[[], nn.Module]] = {
     "in place": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Hardswish(inplace=True)),
     "clipped": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU6(inplace=True), nn.Hardtanh(-0.5, 0.7)),
@@ -79,6 +105,13 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "casts": lambda: Function(lambda x, f: f(x.to(torch.float32)).float().clone().detach()),
     "split": lambda: Function(lambda x, f: torch.cat([part * 2 for part in f(x).chunk(2, 1)], 1)),
     "same size": lambda: Function(lambda x, f: F.conv2d(x, f.weight, padding="same")),
+    "written into parts": lambda: Function(write_parts),
+    "all of it": lambda: Function(lambda x, f: f(x)[:, :, :99, 0:][..., :6]),
+    "einsum": lambda: Function(lambda x, f: torch.einsum("nchw,ndhw->ncd", f(x), f(x * 2))),
+    "einsum of heads": lambda: Function(lambda x, f: torch.einsum("nhcd,nhce->nhed", *f(x).view(-1, 2, 2, 9, 6).unbind(1))),
+    "einsum of one": lambda: Function(lambda x, f: torch.einsum("nchw->nwc", f(x))),
+    "random slope": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.RReLU(0.1, 0.4), nn.AlphaDropout()),
+    "counter": Counter,
     "written in place": lambda: Function(lambda x, f: f(x).add_(1).mul_(x.sum(1, keepdim=True)).clamp_(0, 2)),
 }
 
@@ -156,6 +189,109 @@ def test_a_tensor_that_is_used_twice_is_stored_once() -> None:
         "layer_bias",
         "layer_weight",
     ]
+
+
+# --- precisions, wrappers, batches ----------------------------------------------------------------------------------
+
+
+class Within(nn.Module):
+    """Computes within autocast, in place of its own precision."""
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.module, self.dtype = module, dtype
+
+    def forward(self, x: Tensor) -> Any:
+        with torch.autocast("cpu", dtype=self.dtype):
+            y = self.module(x)
+        return y.float()
+
+
+class As(nn.Module):
+    """Casts."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.to(self.dtype)
+
+
+def masked(x: Tensor, layer: nn.Module) -> Tensor:
+    y: Tensor = layer(x)
+    return torch.full_like(y, torch.finfo(y.dtype).min).where(y < -1, y).clamp(torch.finfo(y.dtype).min).softmax(1)
+
+
+PRECISE: dict[str, tuple[Callable[[nn.Sequential], nn.Module], str, int]] = {
+    "half": (lambda module: module.half(), "float16", 1),
+    "bfloat16": (lambda module: module.bfloat16(), "float32", 2),
+    "double": (lambda module: module.double(), "float32", 2),
+    "mixed": (lambda module: nn.Sequential(module[0].half(), As(torch.float32), module[1], As(torch.float64)), "float16", 1),
+    "cast inside": (lambda module: nn.Sequential(As(torch.float64), module.double(), As(torch.float32)), "float32", 1),
+    "autocast": (lambda module: Within(module, torch.bfloat16), "float32", 1),
+    "autocast in half": (lambda module: Within(module, torch.float16), "float32", 1),
+}
+
+
+@pytest.mark.parametrize("name", list(PRECISE))
+def test_other_precisions_become_float32(name: str, fill: Callable[..., nn.Module], images: Callable[..., Tensor]) -> None:
+    make, dtype, remarks = PRECISE[name]
+    module = fill(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)), SHAPE)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(parameter.bfloat16())  # numbers that all of them have
+        for buffer in module.buffers():
+            buffer.copy_(buffer.bfloat16())
+        expected = module(images(3, SHAPE))
+    network = capture(make(module), SHAPE)
+
+    assert network.space.dtype == dtype
+    assert len(network.remarks) == remarks
+    assert all(tensor.dtype == torch.float32 for tensor in network.graph.buffers())
+    torch.testing.assert_close(network(images(3, SHAPE)), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_the_least_number_of_another_precision_is_one(dtype: torch.dtype, images: Callable[..., Tensor]) -> None:
+    network = capture(Function(masked).to(dtype), SHAPE)
+
+    assert network(images(3, SHAPE)).isfinite().all()
+
+
+WRAPPED: dict[str, Callable[[nn.Module], Any]] = {
+    "for several devices": nn.DataParallel,
+    "compiled": lambda module: torch.compile(module, backend="eager"),
+    "both": lambda module: torch.compile(nn.DataParallel(module), backend="eager"),
+    "averaged": torch.optim.swa_utils.AveragedModel,
+    "compiled inside": lambda module: nn.Sequential(torch.compile(module, backend="eager")),
+}
+
+
+@pytest.mark.parametrize("name", list(WRAPPED))
+def test_wrappers_are_taken_off(name: str, fill: Callable[..., nn.Module], images: Callable[..., Tensor]) -> None:
+    module = fill(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()), SHAPE)
+    network = capture(WRAPPED[name](module), SHAPE)
+
+    assert network.batch is None
+    torch.testing.assert_close(network(images(3, SHAPE)), module(images(3, SHAPE)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda x, f: f(x) / f(x).abs().max(), lambda x, f: f(x) - f(x).mean(0)],
+    ids=["one value of a batch", "one mean of a batch"],
+)
+def test_a_module_whose_images_know_of_each_other_takes_them_one_by_one(
+    function: Callable[[Tensor, nn.Module], Tensor], images: Callable[..., Tensor]
+) -> None:
+    module, x = Function(function), images(3, SHAPE)
+    network = capture(module, SHAPE)
+
+    assert network.batch == 1
+    assert "one by one" in network.remarks[0]
+    with torch.no_grad():
+        torch.testing.assert_close(network(x), torch.cat([module(one) for one in x[:, None]]), rtol=1e-4, atol=1e-5)
 
 
 # --- exported programs ----------------------------------------------------------------------------------------------
@@ -238,6 +374,13 @@ class TwoInputs(nn.Module):
 BROKEN: dict[str, tuple[nn.Module, str]] = {
     "another size": (nn.Linear(7, 2), "cannot trace it on images"),
     "two inputs": (TwoInputs(), "cannot trace it on images"),
+    "random": (Function(lambda x, f: f(x) + torch.randn_like(x[:, :1])), "draws random numbers"),
+    "decided by values": (
+        Function(lambda x, f: torch.cond(x.sum() > 0, f, lambda y: y.mean(1, True).tile(1, 4, 1, 1), (x,))),
+        "depends on values",
+    ),
+    "of the batch": (nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)), "statistics of the batch"),
+    "no parameters yet": (nn.Sequential(nn.LazyConv2d(4, 3)), "cannot trace it"),
     "not finite": (Function(lambda x, f: f(x) * torch.tensor(float("nan"))), "values of .* are NaN or infinite"),
     "branches on data": (Function(lambda x, f: f(x) if x.sum() > 0 else x), "cannot trace it"),
 }
@@ -250,6 +393,12 @@ def test_what_is_no_network_of_images_is_said_in_one_line(name: str) -> None:
         capture(module, SHAPE)
     assert type(module).__name__ in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated:DeprecationWarning")
+def test_torchscript_is_refused() -> None:
+    with pytest.raises(ModelError, match="a TorchScript module cannot be exported"):
+        capture(torch.jit.trace(nn.Conv2d(3, 4, 3), torch.zeros(1, *SHAPE)), SHAPE)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -196,16 +196,19 @@ def test_what_does_not_depend_on_the_images_is_the_same_for_each() -> None:
     assert [tuple(value.shape) for value in network.answers(torch.zeros(3, *SHAPE))] == [(3, 10), (3, 10, 16)]
 
 
-def test_none_is_left_out() -> None:
-    assert [output.shape for output in found(lambda net, x: (None, net.pooled(x))).outputs] == [(10,)]
+def test_what_is_no_tensor_is_left_out_and_said() -> None:
+    network = found(lambda net, x: (None, net.pooled(x), 7, x.shape[0], x.mean()))
+
+    assert [output.shape for output in network.outputs] == [(10,)]
+    left = ((0, None), (2, 7), (3, "one number"), (4, "one number"))
+    assert network.remarks == tuple(f"output {place} is {what}, no answer to each image, and left out" for place, what in left)
 
 
 @pytest.mark.parametrize(
     ("ends", "message"),
     [
         (lambda net, x: (net.pooled(x), x), "'output_1' is the input itself"),
-        (lambda net, x: (net.pooled(x), 7), "output 1 is 7; outputs must be tensors"),
-        (lambda *_: None, "returns no tensor"),
+        (lambda *_: None, "returns no tensor of answers"),
         (lambda net, x: net.pooled(x).mean(0), "has no axis of theirs"),
     ],
 )

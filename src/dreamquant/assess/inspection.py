@@ -69,15 +69,16 @@ class Site:
 class Inspection:
     """A network as it was loaded, and the `sites` that a plan quantizes of it.
 
-    `outputs` are its answers, of what kind each is and how that is known; `staying` is what of its file has no counterpart and
-    stays in float. `synthesis` is what each synthesis method would need
-    that the network does not have; empty where it can work. `sensitivity` is what each layer alone does to the answers, the worst
-    first; None where nobody asked.
+    `remarks` say what is not as it was, `outputs` are its answers, of what kind each is and how that is known; `staying` is what
+    of its file has no counterpart and stays in float. `synthesis` is what each synthesis method would need that it does not have;
+    empty where it can work. `sensitivity` is what each layer does to the answers by itself, the worst first; None where nobody
+    asked.
     """
 
     model: str
     input_shape: tuple[int, int, int]
     batch: int | None
+    remarks: tuple[str, ...]
     outputs: tuple[Output, ...]
     staying: list[str]
     layers: list[Layer]
@@ -103,6 +104,7 @@ def inspect(network: Network, plan: Plan, bits: Bits) -> Inspection:
         model=network.source.text,
         input_shape=network.input_shape,
         batch=network.batch,
+        remarks=network.remarks,
         outputs=network.outputs,
         staying=float_operators(network),
         layers=[

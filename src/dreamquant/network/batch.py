@@ -15,9 +15,11 @@ from torch import Tensor, fx
 from dreamquant.errors import DreamQuantError
 from dreamquant.network.batch_sizes import BatchFreer, NotFreeError
 from dreamquant.network.canonical import infer_sizes
+from dreamquant.network.edit import copied
 from dreamquant.network.graph import run_once
 
 TRIED = (3, 1)
+LOUDNESS = torch.tensor([0.5, 2.0, 1.0]).view(-1, 1, 1, 1)  # of the images: the loudest fills up no piece
 TOLERANCE = 1e-3  # of 1 + the largest output; kernels differ a little between batch sizes
 
 
@@ -45,7 +47,7 @@ def free_batch(graph: fx.GraphModule, input_shape: tuple[int, int, int], batch: 
     Otherwise the graph stays as it was and `batch` is returned. Every tensor-valued node needs its shape as
     recorded on `batch` images. Nodes of a graph that had to be rewritten are new objects under their old names.
     """
-    images = noise(max(TRIED), input_shape)
+    images = noise(max(TRIED), input_shape) * LOUDNESS
     expected = _reference(graph, images, batch)
     for trial in _candidates(graph, batch):
         if _is_free(trial, images, expected, batch):
@@ -60,7 +62,7 @@ def _candidates(graph: fx.GraphModule, batch: int) -> Iterator[fx.GraphModule]:
     """Graphs that may run any batch, the likeliest first, none twice."""
     seen = set()
     for repeats in (True, False):  # a constant repeated `batch` times usually stands for the batch, but need not
-        trial = _copied(graph)
+        trial = copied(graph)
         try:
             BatchFreer(trial, batch, repeats=repeats).rewrite()
         except NotFreeError:
@@ -71,12 +73,6 @@ def _candidates(graph: fx.GraphModule, batch: int) -> Iterator[fx.GraphModule]:
             yield trial if changed else graph
     if str(graph.graph) not in seen:
         yield graph
-
-
-def _copied(graph: fx.GraphModule) -> fx.GraphModule:
-    copied = fx.Graph()
-    copied.output(copied.graph_copy(graph.graph, {}))
-    return fx.GraphModule(graph, copied)
 
 
 def images_axis(one: Sequence[int], count: int, other: Sequence[int], number: int) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from dreamquant.network import writes
+from dreamquant.network.edit import unused_name
+from dreamquant.network.einsum import einsum
 from dreamquant.network.graph import aten
 from dreamquant.network.notes import Notes, exported_value, set_notes
 
@@ -36,9 +40,21 @@ def scaled_dot_product_attention(
     return torch.matmul(torch.softmax(scores, -1), value)
 
 
-# composite operations that are taken apart when a program is captured
+def rrelu(x: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, *_: Any) -> Tensor:
+    """What a slope drawn from a range is in evaluation: the middle."""
+    return nn.functional.leaky_relu(x, (lower + upper) / 2)
+
+
+# operations that are taken apart when a program is captured
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten.scaled_dot_product_attention.default: scaled_dot_product_attention,
+    aten.einsum.default: einsum,
+    aten.rrelu.default: rrelu,
+    aten.copy.default: writes.copy,
+    aten.fill.Tensor: writes.copy,
+    aten.slice_scatter.default: writes.slice_scatter,
+    aten.select_scatter.default: writes.select_scatter,
+    aten.index_put.default: writes.index_put,
 }
 
 # operations that only move, copy or (in training) drop values
@@ -50,7 +66,9 @@ IDENTITIES = {
     aten.detach_.default,
     aten.dropout.default,
     aten.dropout_.default,
+    aten.alpha_dropout.default,
     aten.feature_dropout.default,
+    aten.feature_alpha_dropout.default,
     aten.lift_fresh_copy.default,
 }
 
@@ -67,6 +85,8 @@ ASSERTIONS = {
     aten.sym_constrain_range_for_size.default,
 }
 
+LARGEST = torch.finfo(torch.float32).max
+
 # another spelling of the same operation on the same arguments
 SYNONYMS = {
     aten.view.default: aten.reshape.default,
@@ -77,20 +97,34 @@ SYNONYMS = {
 
 
 def canonicalize(graph: fx.Graph) -> None:
-    """Rewrite in place: identities vanish, `view` becomes `reshape`, BatchNorm is `batch_norm` in eval mode, a guard or
-    other node without effect on the output is dropped."""
+    """Rewrite in place: identities vanish, `view` becomes `reshape`, BatchNorm is `batch_norm` in eval mode, numbers of any
+    precision are float32, a guard or other node without effect on the output is dropped."""
     for node in list(graph.nodes):
         if node.op == "call_module" and not node.users:  # torch.export's input guards
             graph.erase_node(node)
         elif node.op == "call_function":
             _canonicalize_node(graph, node)
+    for node in graph.nodes:
+        node.args, node.kwargs = fx.node.map_aggregate((node.args, node.kwargs), _in_float32)
     graph.eliminate_dead_code()
+
+
+def _in_float32(value: Any) -> Any:
+    """An argument for numbers in float32 in place of another precision."""
+    if isinstance(value, torch.dtype) and value.is_floating_point:
+        return torch.float32
+    if isinstance(value, float) and math.isfinite(value):
+        return max(-LARGEST, min(LARGEST, value))  # the least double, as masks have it, would be no number
+    return value
 
 
 def _canonicalize_node(graph: fx.Graph, node: fx.Node) -> None:
     if node.target in ASSERTIONS:
         graph.erase_node(node)
-    elif node.target in IDENTITIES or _is_cast_to_same(node):
+    elif node.target is aten.copy_.default:  # what a module writes into its buffers, or its input, as it runs
+        node.replace_all_uses_with(node.args[1])  # type: ignore[arg-type]
+        graph.erase_node(node)
+    elif node.target in IDENTITIES or _is_cast_to_same(node) or _takes_all(node):
         node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
         graph.erase_node(node)
     elif node.target is aten.relu6.default:
@@ -132,10 +166,22 @@ def infer_sizes(graph: fx.GraphModule) -> None:
 
 
 def _is_cast_to_same(node: fx.Node) -> bool:
+    """Whether a cast changes nothing where all precisions are one."""
     if node.target not in (aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout):
         return False
     value, before = exported_value(node), exported_value(node.args[0])
-    return isinstance(value, Tensor) and isinstance(before, Tensor) and value.dtype == before.dtype
+    if not isinstance(value, Tensor) or not isinstance(before, Tensor):
+        return False
+    return value.dtype == before.dtype or (value.is_floating_point() and before.is_floating_point())
+
+
+def _takes_all(node: fx.Node) -> bool:
+    """Whether a slice leaves nothing out: it has the sizes of what it is from, those that depend on the batch by name."""
+    if node.target is not aten.slice.Tensor:
+        return False
+    value, before = exported_value(node), exported_value(node.args[0])
+    known = isinstance(value, Tensor) and isinstance(before, Tensor)
+    return known and [str(size) for size in value.shape] == [str(size) for size in before.shape]
 
 
 def flatten_attributes(module: nn.Module, graph: fx.Graph) -> fx.GraphModule:
@@ -158,9 +204,7 @@ def flatten_attributes(module: nn.Module, graph: fx.Graph) -> fx.GraphModule:
             continue
         seen[id(value)] = node
         set_notes(node, Notes(origin=str(node.target)))
-        name = str(node.target).replace(".", "_").lstrip("_") or "tensor"
-        while hasattr(root, name):
-            name += "_"
+        name = unused_name(root, str(node.target))
         if isinstance(value, Tensor):
             root.register_buffer(name, value.detach().clone(memory_format=torch.contiguous_format))
         else:

@@ -66,11 +66,9 @@ def take_channels_first(graph: fx.GraphModule) -> None:
 
 
 def take_float32(graph: fx.GraphModule) -> None:
-    """Make a graph in half precision, or of images in another number type, one in float32, in place."""
+    """Make a graph that computes in float32 take float32 images and store float32 numbers, in place."""
     graph.float()
     for node in list(graph.graph.nodes):
-        if node.kwargs.get("dtype") == torch.float16:
-            node.kwargs = {**node.kwargs, "dtype": torch.float32}
         casts_image = node.target is aten._to_copy.default and is_input(node.args[0])
         if casts_image and node.kwargs.get("dtype") == torch.float32:
             node.replace_all_uses_with(node.args[0])

@@ -60,7 +60,7 @@ class Network:
 
     `input_shape` is (C, H, W), `space` what numbers it is fed and how the file takes them; inside, images are always float32
     (N, C, H, W). `batch` is the only batch size the graph can run, None for any. `outputs` says of each output of the
-    graph, in order, where its images lie and of what kind it is.
+    graph, in order, where its images lie and of what kind it is. `remarks` say what of it is not as it was, in sentences.
     """
 
     graph: fx.GraphModule
@@ -69,6 +69,7 @@ class Network:
     space: InputSpace = UNKNOWN
     batch: int | None = None
     outputs: tuple[Output, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     def __call__(self, images: Tensor) -> Tensor:
         """The first of the `answers`."""

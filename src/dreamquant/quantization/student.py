@@ -14,7 +14,7 @@ from dreamquant.methods import find_method
 from dreamquant.network.graph import Network
 from dreamquant.network.notes import Kind, Notes, notes, set_notes
 from dreamquant.network.opaque import float_operators
-from dreamquant.network.operators import WEIGHTED, argument, bias_node, is_call
+from dreamquant.network.operators import WEIGHTED, argument, bias_node, data_nodes, is_call
 from dreamquant.quantization.codebook import Codebook
 from dreamquant.quantization.grid import FakeQuantize, Grid
 from dreamquant.quantization.plan import Bits, Plan
@@ -60,9 +60,11 @@ class Student:
         return found
 
     def float_layers(self) -> list[str]:
-        """The layers whose weights were left in float, those that read them directly, not through a quantizer; and what of the
-        network's file stays as it is."""
-        return [node.name for node in weighted_nodes(self.network.graph.graph)] + float_operators(self.network)
+        """The layers whose weights were left in float, stored or computed, those that read no quantizer;
+        and what of the network's file stays as it is."""
+        layers = [node for node in data_nodes(self.network.graph.graph) if is_call(node, WEIGHTED)]
+        left = [node.name for node in layers if isinstance(node.args[1], fx.Node) and node.args[1].op != "call_module"]
+        return left + float_operators(self.network)
 
 
 def quantizer_nodes(graph: fx.Graph) -> list[fx.Node]:

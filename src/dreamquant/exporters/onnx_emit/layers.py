@@ -92,6 +92,8 @@ def _conv(
 ) -> str:
     if x.rank != weight.rank:
         refuse(f"an input of shape {x.shape} without the batch dimension")
+    if not isinstance(groups, int):
+        refuse("it has as many groups as there are images")
     spatial = weight.rank - 2
     return g.op(
         op_type,
