@@ -297,7 +297,7 @@ SUBJECTS = [
         PHOTOGRAPHS | {"input_shape": (3, TEXT_SIDE, TEXT_SIDE)},
         "more/ppocr4_det.onnx",
         _scenes(REST, _corner, 4),
-        _scenes(FIRST),
+        _scenes(FIRST, _corner),
         found_text,
     ),
     Real("ppocr4_rec", TEXT | {"input_shape": (3, 48, 320)}, "more/ppocr4_rec.onnx", _scenes(ALL), _photographs(), read),

@@ -138,7 +138,7 @@ def dreamt(model: str, network: dreamquant.Network, given: argparse.Namespace) -
 
 def prepared_for_tools(model: Path, output: Path, sizes: tuple[int, ...]) -> Path:
     """The file as other tools ask for it, written to `output` where it is not so: of an opset that has a grid for each channel of
-    a tensor, and, where it leaves the size of its images open, with images of `sizes` (N, ...), so that shapes can be inferred."""
+    a tensor, and, where it leaves the size of its images open, with images of `sizes` (N, ...), as shape inference needs it."""
     given = onnx.load(model)
     dimensions = given.graph.input[0].type.tensor_type.shape.dim
     is_open = any(not one.dim_value for one in dimensions[1:])
