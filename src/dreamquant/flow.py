@@ -27,12 +27,14 @@ from dreamquant.assess.trust import unlike
 from dreamquant.errors import OptionError
 from dreamquant.estimate import expected_seconds
 from dreamquant.exporters.export import Artifact, check_format, export
+from dreamquant.exporters.qdq import check_writable
 from dreamquant.files import atomic_write, check_output, in_use
 from dreamquant.methods import SEEDS, check_seed
 from dreamquant.network.attention import has_layernorm
 from dreamquant.network.fingerprint import fingerprint
 from dreamquant.network.graph import Network
 from dreamquant.network.load import Loading, load
+from dreamquant.network.opaque import float_operators
 from dreamquant.network.scores import scores_classes
 from dreamquant.network.statistics import batch_norms
 from dreamquant.plain import plain_torch
@@ -155,6 +157,7 @@ def run(
     chosen = resolve(known, *_kind(network), budget=budget, bits=bits, plan=plan, settings=settings)
     whole = chosen.quantization.resolved()
     check_layers(network, whole)
+    check_writable(network, whole, chosen.quantization.bits)
     stage = chosen.synthesis
     given = None if images is None else real_images(network, images, resize=resize, seed=seed)
     asked = probe_stages(stage.method) if estimate and given is None and not unlike(network) else {}
@@ -162,6 +165,8 @@ def run(
         announce(f"{network.source.text}: {network.space.sentence()}")
         for answer in network.outputs:
             announce(f"output {answer}")
+        if staying := float_operators(network):
+            announce(f"stays in float: {', '.join(staying)}")
         announce(_intention(chosen, expected_seconds(network, chosen, asked.values())))
     clock = _Clock()
     dreamer = _Dreamer(network, run_dir, progress)

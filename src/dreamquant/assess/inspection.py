@@ -10,6 +10,7 @@ from dreamquant.methods import find_method, method_names
 from dreamquant.network.attention import attentions
 from dreamquant.network.graph import Network
 from dreamquant.network.notes import shape_of
+from dreamquant.network.opaque import float_operators
 from dreamquant.network.operators import WEIGHTED, is_call
 from dreamquant.network.outputs import Output
 from dreamquant.network.segments import segments
@@ -68,7 +69,8 @@ class Site:
 class Inspection:
     """A network as it was loaded, and the `sites` that a plan quantizes of it.
 
-    `outputs` are its answers, of what kind each is and how that is known. `synthesis` is what each synthesis method would need
+    `outputs` are its answers, of what kind each is and how that is known; `staying` is what of its file has no counterpart and
+    stays in float. `synthesis` is what each synthesis method would need
     that the network does not have; empty where it can work. `sensitivity` is what each layer alone does to the answers, the worst
     first; None where nobody asked.
     """
@@ -77,6 +79,7 @@ class Inspection:
     input_shape: tuple[int, int, int]
     batch: int | None
     outputs: tuple[Output, ...]
+    staying: list[str]
     layers: list[Layer]
     batch_norms: list[Norm]
     attentions: list[Attention]
@@ -101,6 +104,7 @@ def inspect(network: Network, plan: Plan, bits: Bits) -> Inspection:
         input_shape=network.input_shape,
         batch=network.batch,
         outputs=network.outputs,
+        staying=float_operators(network),
         layers=[
             Layer(node.name, str(node.target), shape_of(node.args[1]), shape_of(node)[1:])
             for node in network.graph.graph.nodes

@@ -17,8 +17,12 @@ import torch
 from torch import Tensor, fx
 
 from dreamquant.errors import ModelError
-from dreamquant.network.answers import margins, spreads
-from dreamquant.network.graph import Network, by_image, whole_batches
+from dreamquant.network.answers import margins, spread, spreads
+from dreamquant.network.graph import Network, by_image, in_pieces, output_nodes
+from dreamquant.network.interpreter import interpret
+from dreamquant.network.notes import is_tensor
+from dreamquant.network.opaque import is_opaque, stops_gradient
+from dreamquant.network.outputs import SHAPE, VALUES, Output
 from dreamquant.network.scores import float_answers
 from dreamquant.quantization.grid import Grid, grid_of_range
 from dreamquant.quantization.histogram import BINS
@@ -57,27 +61,29 @@ def effects(network: Network, nodes: Collection[fx.Node], images: Tensor) -> dic
     """For nodes of a network's graph, what errors of their values on images (N, C, H, W) do to the answers.
 
     Followed are the `margins` of all outputs: of classes the distances between an image's largest score and the three next ones.
-    Nodes on which the answers do not depend are left out. Raises `ModelError` for answers without a gradient, or with one that is
+    What enters an operator that no gradient passes is followed as an answer of numbers. Nodes on which the answers do not depend
+    are left out. Raises `ModelError` for answers without a gradient, or with one that is
     not finite.
     """
     if not nodes:
         return {}
     graph, size = network.graph, network.batch or CHUNK
-    pieces = torch.split(whole_batches(images[:IMAGES], network.batch), size)
+    pieces = in_pieces(images[:IMAGES], network.batch, CHUNK)
     limits = _limits(graph, nodes, pieces)
     variances = spreads(network.outputs, float_answers(network, images[:IMAGES], chunk=size))
     found: dict[fx.Node, list[Tensor]] = {}
+    ends = _ends(graph.graph)
     for piece in pieces:
-        recorder = _Recorder(graph, nodes)
         with torch.enable_grad():
-            followed = _followed(network, recorder.run(piece), variances, len(piece))
+            result, seen, before = _seen(graph, nodes, piece, ends)
+            followed = _followed(network, result, variances, len(piece)) + _before(before)
             if not followed:
                 raise ModelError("effect_limit asks how far errors move the answers, and they have no gradient")
             for number, margin in enumerate(followed):
                 gradients = torch.autograd.grad(
-                    margin, list(recorder.seen.values()), retain_graph=number + 1 < len(followed), allow_unused=True
+                    margin, list(seen.values()), retain_graph=number + 1 < len(followed), allow_unused=True
                 )
-                for (node, value), gradient in zip(recorder.seen.items(), gradients, strict=True):
+                for (node, value), gradient in zip(seen.items(), gradients, strict=True):
                     if gradient is not None:
                         found.setdefault(node, []).append(_histogram(value.detach(), gradient, *limits[node]))
     result = {node: Effect(_centres(*limits[node]), torch.cat(slopes)) for node, slopes in found.items()}
@@ -97,21 +103,46 @@ def _followed(network: Network, result: Any, variances: list[float], count: int)
     return [margin for one in found for margin in one.sum(0)]
 
 
-class _Recorder(fx.Interpreter):
-    """Runs a graph and keeps what some of its nodes compute, so that gradients of it can be taken where they are enabled."""
+def _ends(graph: fx.Graph) -> set[fx.Node]:
+    """The last tensors on which a gradient can be taken, in front of operators that have none and lead to the outputs."""
+    found: set[fx.Node] = set()
+    waiting = [node for node in graph.nodes if is_opaque(node)] + [one for one in output_nodes(graph) if stops_gradient(one)]
+    while waiting:
+        for source in waiting.pop().all_input_nodes:
+            if not stops_gradient(source) and is_tensor(source):
+                found.add(source)
+            elif not is_opaque(source):
+                waiting.append(source)
+    return found
 
-    def __init__(self, graph: fx.GraphModule, nodes: Collection[fx.Node]) -> None:
-        super().__init__(graph)
-        self.seen: dict[fx.Node, Tensor] = {}
-        self._nodes = nodes
 
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if n in self._nodes and isinstance(value, Tensor):
+def _before(values: list[Tensor]) -> list[Tensor]:
+    """The margins of tensors that lead into such operators."""
+    found = []
+    for seed, value in enumerate(one for one in values if one.requires_grad and one.dim() > 1):
+        output = Output("", VALUES, SHAPE, "", 0, tuple(value.shape[1:]))
+        found += list(margins(output, value, spread(output, value.detach()), seed).sum(0))
+    return found
+
+
+def _seen(
+    graph: fx.GraphModule, nodes: Collection[fx.Node], piece: Tensor, ends: Collection[fx.Node] = ()
+) -> tuple[Any, dict[fx.Node, Tensor], list[Tensor]]:
+    """What a graph returns and what some of its nodes compute, so that gradients of it can be taken where they are enabled; and
+    what others, the `ends`, compute."""
+    seen: dict[fx.Node, Tensor] = {}
+    before: list[Tensor] = []
+
+    def after(node: fx.Node, value: Any) -> Any:
+        if node in nodes and isinstance(value, Tensor):
             if torch.is_grad_enabled() and not value.requires_grad:
                 value = value.detach().requires_grad_()
-            self.seen[n] = value
+            seen[node] = value
+        if node in ends:
+            before.append(value)
         return value
+
+    return interpret(graph, piece, after=after), seen, before
 
 
 def _limits(graph: fx.GraphModule, nodes: Collection[fx.Node], pieces: tuple[Tensor, ...]) -> dict[fx.Node, tuple[float, float]]:
@@ -119,9 +150,7 @@ def _limits(graph: fx.GraphModule, nodes: Collection[fx.Node], pieces: tuple[Ten
     found: dict[fx.Node, tuple[float, float]] = {}
     with torch.no_grad():
         for piece in pieces:
-            recorder = _Recorder(graph, nodes)
-            recorder.run(piece)
-            for node, value in recorder.seen.items():
+            for node, value in _seen(graph, nodes, piece)[1].items():
                 low, high = (end.item() for end in value.aminmax())
                 before = found.get(node, (low, high))
                 found[node] = min(low, before[0]), max(high, before[1])

@@ -13,7 +13,6 @@ from dreamquant.quantization.activations import activation_grids, grid_finder
 from dreamquant.quantization.biases import settle_biases
 from dreamquant.quantization.plan import Plan, change_plan, load_plan, parse_bits
 from dreamquant.quantization.student import Student, prepare
-from dreamquant.quantization.walk import CHUNK
 from dreamquant.quantization.weights import weight_grids
 from dreamquant.samples import Samples
 
@@ -31,11 +30,11 @@ def quantize(network: Network, samples: Samples, *, bits: str = "W8A8", plan: st
     samples.check(network.input_shape)
     check_run(network, len(samples))
     student, widths, deciders = prepare(network, plan, width)
-    chunk, images = network.batch or CHUNK, samples.images
-    if network.batch:  # only whole batches can be run; each image is to count as often as another
-        images = images[torch.arange(-(-len(images) // chunk) * chunk) % len(images)]
+    batch, images = network.batch, samples.images
+    if batch:  # only whole batches can be run; each image is to count as often as another
+        images = images[torch.arange(-(-len(images) // batch) * batch) % len(images)]
     find = grid_finder(student, widths, deciders, images)  # while its network is still the float one
     weight_grids(student, widths)
-    activation_grids(student, widths, deciders, images, find, chunk=chunk)
+    activation_grids(student, widths, deciders, images, find)
     settle_biases(student, images)
     return student

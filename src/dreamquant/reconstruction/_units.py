@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, fx
 
-from dreamquant.network.graph import aten, tensor_of
+from dreamquant.network.graph import Network, aten, needed_by, output_nodes, tensor_of
+from dreamquant.network.interpreter import Values, call, compute, interpret
 from dreamquant.network.notes import is_tensor, notes, shape_of
-from dreamquant.network.operators import WEIGHTED, data_inputs, is_call
-from dreamquant.network.segments import segments
+from dreamquant.network.opaque import is_opaque
+from dreamquant.network.operators import WEIGHTED, data_inputs, data_nodes, is_call
+from dreamquant.network.segments import Segment, segments
 from dreamquant.quantization.sites import ACTIVATION_FUNCTIONS
 from dreamquant.quantization.student import Student
 from dreamquant.quantization.walk import float_tensor
@@ -54,46 +58,46 @@ class Unit:
 
     def run(self, x: Tensor, modules: Modules | None = None, *, exact: bool = False) -> Tensor:
         """The unit's output for inputs x; `modules` run in the place of their quantizers. `exact`: without any quantizer."""
-        values: dict[fx.Node, Any] = {self.input: x}
-        for node in self.nodes:
-            self._value(node, values, modules or {}, exact)
-        result: Tensor = values[self.output]
+
+        def step(node: fx.Node, values: Values) -> Any:
+            if node.op == "get_attr":
+                return (float_tensor if exact else tensor_of)(self.graph, node)
+            if node.op == "call_module":
+                source = values[node.all_input_nodes[0]]
+                if exact or (notes(node).kind == "bias" and modules):
+                    return source
+                return call(node, values, modules[node]) if modules and node in modules else compute(self.graph, node, values)
+            if node.target is _SIZE and node.all_input_nodes[0] not in self.nodes:
+                axis: Any = node.args[1]
+                return len(x) if axis == 0 else shape_of(node.args[0])[axis]
+            return compute(self.graph, node, values)
+
+        result: Tensor = interpret(self.graph, x, step=step, values={self.input: x}, nodes=self._needed)
         return result
 
-    def _value(self, node: fx.Node, values: dict[fx.Node, Any], modules: Modules, exact: bool) -> Any:
-        """A node's value, computed where it is asked for. No closure that knows itself: it would keep a step's tensors alive."""
-        if node not in values:
-            values[node] = self._compute(node, values, modules, exact)
-        return values[node]
-
-    def _compute(self, node: fx.Node, values: dict[fx.Node, Any], modules: Modules, exact: bool) -> Any:
-        def value(argument: fx.Node) -> Any:
-            return self._value(argument, values, modules, exact)
-
-        if node.op == "get_attr":
-            return (float_tensor if exact else tensor_of)(self.graph, node)
-        if node.op == "call_module":
-            source = value(node.all_input_nodes[0])
-            if exact or (notes(node).kind == "bias" and modules):
-                return source
-            return (modules[node] if node in modules else self.graph.get_submodule(str(node.target)))(source)
-        if node.target is _SIZE and node.all_input_nodes[0] not in self.nodes:
-            axis: Any = node.args[1]
-            return len(values[self.input]) if axis == 0 else shape_of(node.args[0])[axis]
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+    @cached_property
+    def _needed(self) -> list[fx.Node]:
+        """The unit's nodes and what they read beside its input: stored tensors, their quantizers, sizes."""
+        given = set(data_nodes(self.graph.graph)).difference(self.nodes)
+        needed = needed_by(self.nodes, given)
+        return [node for node in self.graph.graph.nodes if node in needed]
 
 
 def segment_units(student: Student) -> list[Unit]:
     """One unit a segment, up to where little is left of its map: a global pooling, and a quantizer, belong to the unit behind.
 
-    A block is learnt for the map that it computes, as BRECQ and Genie do: of a pooled one a few images say too little.
+    A block is learnt for the map that it computes, as BRECQ and Genie do: of a pooled one a few images say too little. One with
+    an operator that no gradient passes, or whose output has its images elsewhere than its input, is learnt layer by layer.
     """
     found: list[Unit] = []
     moved: list[fx.Node] = []
     graph = student.network.graph
     source: fx.Node | None = None
     for segment in segments(student.network):
+        if any(map(is_opaque, _with_tuples(segment.nodes))) or _moves_images(student.network, source or segment.input, segment):
+            found += [_layer_unit(graph, layer) for layer in segment.layers]
+            moved, source = [], None
+            continue
         nodes = [*moved, *segment.nodes]
         moved = []
         while len(nodes) > (end := _end(nodes)):
@@ -137,16 +141,27 @@ def grouped(units: list[Unit]) -> list[Unit]:
 
 def layer_units(student: Student) -> list[Unit]:
     """One unit a layer with weights, with the BatchNorm and the activation function that alone read it."""
-    found = []
     graph = student.network.graph
-    for layer in graph.graph.nodes:
-        if not is_call(layer, WEIGHTED):
-            continue
-        nodes = [layer]
-        while len(nodes[-1].users) == 1:
-            after = next(iter(nodes[-1].users))
-            if not is_call(after, ACTIVATION_FUNCTIONS | {aten.batch_norm.default}) or data_inputs(after) != [nodes[-1]]:
-                break
-            nodes.append(after)
-        found.append(Unit(graph, data_inputs(layer)[0], tuple(nodes)))
-    return found
+    return [_layer_unit(graph, layer) for layer in graph.graph.nodes if is_call(layer, WEIGHTED)]
+
+
+def _layer_unit(graph: fx.GraphModule, layer: fx.Node) -> Unit:
+    nodes = [layer]
+    while len(nodes[-1].users) == 1:
+        after = next(iter(nodes[-1].users))
+        if not is_call(after, ACTIVATION_FUNCTIONS | {aten.batch_norm.default}) or data_inputs(after) != [nodes[-1]]:
+            break
+        nodes.append(after)
+    return Unit(graph, data_inputs(layer)[0], tuple(nodes))
+
+
+def _moves_images(network: Network, source: fx.Node, segment: Segment) -> bool:
+    """Whether the rows of a segment's output are others than those of `source`."""
+    ends = dict(zip(output_nodes(network.graph.graph), network.outputs, strict=False))
+    turned = segment.output in ends and ends[segment.output].axis != 0
+    return turned or shape_of(segment.output)[:1] != shape_of(source)[:1]
+
+
+def _with_tuples(nodes: Sequence[fx.Node]) -> list[fx.Node]:
+    """Nodes, and those of several results that some of them are taken from."""
+    return [*nodes, *(node.all_input_nodes[0] for node in nodes if node.target is operator.getitem)]
