@@ -237,7 +237,7 @@ def ranked(
 
 
 def _kind(network: Network) -> tuple[bool, bool, bool, bool]:
-    """What decides on a recipe's variants: whether a network has BatchNorms, sees photographs, sees large images, scores classes."""
+    """What decides on variants: whether a network has BatchNorms, sees photographs, sees large images, scores classes."""
     large = math.prod(network.input_shape[1:]) >= LARGE
     return bool(batch_norms(network)), network.sees_photographs, large, scores_classes(network)
 

@@ -50,6 +50,19 @@ class Choice:
     plan: Plan
     candidates: tuple[Candidate, ...] = ()
 
+    def sentence(self) -> str:
+        """What was chosen, and from what; empty where nothing was."""
+        if not self.candidates:
+            return ""
+        chosen = self.plan.activation_ranges, self.plan.bias_correction
+        taken = next(one for one in self.candidates if (one.activation_ranges, one.bias_correction) == chosen)
+        biases = "biases as they are" if chosen[1] == "none" else "biases corrected"
+        ends = f"{min(one.distance for one in self.candidates):.3g} to {max(one.distance for one in self.candidates):.3g}"
+        return (
+            f"{chosen[0]}, {biases}: outputs move by {taken.distance:.3g} (the {len(self.candidates)} that were tried:"
+            f" {ends}); the one that changes least of those within a standard error of the best"
+        )
+
 
 def choose(network: Network, samples: Samples, plan: Plan, bits: Bits, callback: Callback | None = None) -> Choice:
     """The plan with the ranges and the bias correction that it leaves to be chosen (`"outputs"`).
