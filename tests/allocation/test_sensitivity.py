@@ -13,8 +13,10 @@ from torch.nn import functional as F
 from dreamquant.allocation import _sensitivity, sensitivities
 from dreamquant.allocation._sensitivity import damages, layer_grids, lone_student, sharing
 from dreamquant.errors import DataError, ModelError
+from dreamquant.network import interpreter
 from dreamquant.network.capture import capture
 from dreamquant.network.graph import Network, tensor_of
+from dreamquant.network.interpreter import compute, interpret
 from dreamquant.network.outputs import restated
 from dreamquant.quantization.grid import Grid, grid_of_range
 from dreamquant.quantization.plan import load_plan, parse_bits
@@ -107,9 +109,8 @@ def test_fewer_bits_do_more_damage(residual: Network, calibration: Samples, plan
 def test_the_size_of_a_chunk_changes_nothing(residual: Network, calibration: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = sensitivities(residual, calibration, "deploy", "W4A4")
     seen: list[int] = []
-    run = torch.fx.Interpreter.run
     monkeypatch.setattr(
-        torch.fx.Interpreter, "run", lambda self, images, **more: seen.append(len(images)) or run(self, images, **more)
+        _sensitivity, "interpret", lambda graph, images, **more: seen.append(len(images)) or interpret(graph, images, **more)
     )
     for memory, longest in ((1, 1), (40_000, 7)):
         monkeypatch.setattr(_sensitivity, "MEMORY", memory)
@@ -126,8 +127,7 @@ def test_only_what_follows_a_change_is_computed_again(
 ) -> None:
     layers = layer_grids(lone_student(residual, calibration, load_plan("deploy"), "W4A4"))
     counts: list[int] = []
-    run_node = torch.fx.Interpreter.run_node
-    monkeypatch.setattr(torch.fx.Interpreter, "run_node", lambda self, n: counts.append(1) or run_node(self, n))
+    monkeypatch.setattr(interpreter, "compute", lambda graph, node, values: counts.append(1) or compute(graph, node, values))
 
     def computed(layer: str) -> int:
         counts.clear()

@@ -20,9 +20,9 @@ from torch import Tensor, fx, nn
 
 from dreamquant.errors import ModelError, OptionError, UnsupportedOperator
 from dreamquant.exporters.onnx_emit import emit
-from dreamquant.exporters.onnx_emit.naming import live_nodes
 from dreamquant.network.capture import flatten
-from dreamquant.network.graph import aten, input_node, output_nodes, record_shapes, tensor_of
+from dreamquant.network.graph import aten, input_node, needed_by, output_nodes, tensor_of
+from dreamquant.network.interpreter import record_shapes
 from dreamquant.network.notes import exported_value, notes, set_notes
 from dreamquant.network.operators import data_nodes
 
@@ -98,7 +98,7 @@ def assert_named(graph: fx.GraphModule, model: onnx.ModelProto) -> None:
     """Every tensor that depends on the images has a name of its own, and every name is in the model."""
     names = {value for node in model.graph.node for value in node.output}
     names |= {tensor.name for tensor in model.graph.initializer} | {value.name for value in model.graph.input}
-    live = live_nodes(graph.graph)
+    live = needed_by(output_nodes(graph.graph))
     assert [node for node in data_nodes(graph.graph) if node in live and notes(node).origin is None] == []
     found = [notes(node).origin for node in graph.graph.nodes if notes(node).origin is not None]
     assert set(found) <= names
@@ -368,7 +368,7 @@ def case(name: str) -> fx.GraphModule:
     """The part of its group's graph that computes one case."""
     graph, outputs = captured_group(CASES.get(name, ""))
     wanted = list(output_nodes(graph.graph)[outputs[name]])
-    needed = live_nodes(graph.graph, wanted)
+    needed = needed_by([input_node(graph.graph), *wanted])
     part, copied = fx.Graph(), {}
     for node in graph.graph.nodes:
         if node in needed:

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from dreamquant.network.attention import attentions, patch_similarity, probe_attention
 from dreamquant.network.capture import capture
-from dreamquant.network.graph import Network, Source, aten, record_shapes
+from dreamquant.network.graph import Network, Source, aten
+from dreamquant.network.interpreter import record_shapes
 from dreamquant.network.onnx_import import load_onnx
 
 SHAPE = (3, 12, 8)

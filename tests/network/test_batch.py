@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from dreamquant.network.batch import difference, free_batch, noise
 from dreamquant.network.capture import flatten
-from dreamquant.network.graph import record_shapes
+from dreamquant.network.interpreter import record_shapes
 from dreamquant.network.notes import is_tensor
 
 aten = torch.ops.aten

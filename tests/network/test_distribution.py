@@ -9,13 +9,14 @@ from itertools import pairwise
 
 import pytest
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dreamquant.network.capture import capture
 from dreamquant.network.distribution import Distribution, clip_ends, distributions, has_statistics
 from dreamquant.network.graph import Network, aten, is_input, output_nodes, run_batched
 from dreamquant.network.input_space import of_pixels
+from dreamquant.network.interpreter import Values, interpret
 from dreamquant.quantization.plan import load_plan, parse_bits
 from dreamquant.quantization.student import prepare
 from dreamquant.transform.equalize import equalize
@@ -207,18 +208,10 @@ def test_the_range_of_a_sum_grows_as_deviations_do(fill: Callable[..., nn.Module
 
 
 def everything(network: Network, x: Tensor) -> dict[str, Tensor]:
-    seen: dict[str, Tensor] = {}
-
-    class Watch(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> object:
-            value = super().run_node(n)
-            if isinstance(value, Tensor):
-                seen[n.name] = value.double()
-            return value
-
+    values: Values = {}
     with torch.no_grad():
-        Watch(network.graph).run(x)
-    return seen
+        interpret(network.graph, x, values=values, keep=True)
+    return {node.name: value.double() for node, value in values.items() if isinstance(value, Tensor)}
 
 
 class Whole(nn.Module):

@@ -12,7 +12,7 @@ import torch
 
 import dreamquant
 from dreamquant.network.graph import Network, input_node
-from dreamquant.network.notes import drop_foreign, exported_value, is_tensor, note_value, notes, set_notes, shape_of
+from dreamquant.network.notes import exported_value, is_tensor, note_value, notes, set_notes, shape_of
 
 ROOT = Path(dreamquant.__file__).parent
 
@@ -41,7 +41,7 @@ def test_what_others_left_is_dropped() -> None:
     set_notes(node, replace(notes(node), origin="x"))
     node.meta["val"] = 3
     assert exported_value(node) == 3
-    drop_foreign(node)
+    set_notes(node, notes(node))
     assert exported_value(node) is None
     assert notes(node).origin == "x"
 

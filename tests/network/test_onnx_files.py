@@ -16,8 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import fx, nn
 
 from dreamquant.errors import ModelError, UnsupportedOperator
-from dreamquant.network.graph import Network, input_node, output_nodes, record_shapes, tensor_of
-from dreamquant.network.notes import dtype_of, notes, shape_of
+from dreamquant.network.graph import Network, input_node, output_nodes, tensor_of
+from dreamquant.network.interpreter import record_shapes
+from dreamquant.network.notes import notes, shape_of
 from dreamquant.network.onnx_import import import_onnx, load_onnx
 
 aten = torch.ops.aten
@@ -107,10 +108,10 @@ def test_network_keeps_the_files_names(path: Path) -> None:
 
 def test_recorded_shapes_are_those_of_a_batch_of_two(path: Path) -> None:
     network = load(path, model(CONVOLUTION, KERNEL, inputs=[images(shape=(1, 3, 8, 8))]))
-    recorded = {node.name: (shape_of(node), dtype_of(node)) for node in network.graph.graph.nodes if node.op != "output"}
+    recorded = {node.name: (shape_of(node), notes(node).dtype) for node in network.graph.graph.nodes if node.op != "output"}
     record_shapes(network.graph, torch.zeros(2, 3, 8, 8))
 
-    assert recorded == {n.name: (shape_of(n), dtype_of(n)) for n in network.graph.graph.nodes if n.op != "output"}
+    assert recorded == {n.name: (shape_of(n), notes(n).dtype) for n in network.graph.graph.nodes if n.op != "output"}
     assert recorded["relu"] == ((2, 4, 6, 6), torch.float32)
 
 

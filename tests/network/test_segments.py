@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from dreamquant.network.capture import capture
 from dreamquant.network.graph import Network, output_nodes
+from dreamquant.network.interpreter import Values, interpret
 from dreamquant.network.load import load
 from dreamquant.network.onnx_import import load_onnx
 from dreamquant.network.operators import data_nodes
@@ -120,17 +121,16 @@ def assert_they_are_the_network(network: Network, images: Tensor) -> None:
 def run_between(network: Network, start: str, end: str, images: Tensor, value: Tensor) -> Tensor:
     """The tensor `end` where `start` is given; what else depends on the images is their number alone."""
 
-    class Interpreter(torch.fx.Interpreter):
-        def run_node(self, n: torch.fx.Node) -> object:
-            result = value if n.name == start else super().run_node(n)
-            if n.name == end:
-                found.append(result)
-            return result
-
-    found: list[Tensor] = []
+    values: Values = {}
     with torch.no_grad():
-        Interpreter(network.graph).run(torch.full_like(images, torch.nan))
-    return found[0]
+        interpret(
+            network.graph,
+            torch.full_like(images, torch.nan),
+            after=lambda node, computed: value if node.name == start else computed,
+            values=values,
+            keep=True,
+        )
+    return next(found for node, found in values.items() if node.name == end)
 
 
 def test_layers_in_each(case: tuple[Network, list[int]]) -> None:

@@ -98,7 +98,7 @@ def mean_errors(student: Student, images: Tensor) -> dict[str, float]:
             axes = [axis for axis in range(one.dim()) if axis != 1]
             found[node.name] = ((one - other).mean(axes).norm() / other.std()).item()
 
-    walk(student.network.graph, images, after=after)
+    walk(student.network, images, after=after)
     return found
 
 

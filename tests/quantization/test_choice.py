@@ -10,11 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from dreamquant.errors import ModelError, OptionError
+from dreamquant.network.answers import distances
 from dreamquant.network.capture import capture, noise
-from dreamquant.network.graph import Network
-from dreamquant.quantization.choice import CORRECTIONS, RANGES, Choice, choose
+from dreamquant.network.graph import Network, tensor_of
+from dreamquant.network.scores import float_answers
+from dreamquant.quantization.choice import BY_TENSOR, CORRECTIONS, RANGES, WHOLE, Choice, choose
+from dreamquant.quantization.grid import Grid
 from dreamquant.quantization.plan import CHOSEN, load_plan, parse_bits
 from dreamquant.quantization.quantize import quantize
+from dreamquant.quantization.sites import weighted_nodes
+from dreamquant.quantization.student import Student
 from dreamquant.recipe import load_recipe, resolve
 from dreamquant.samples import Samples
 
@@ -47,14 +52,14 @@ BOTH = {"activation_ranges": CHOSEN, "bias_correction": CHOSEN}
 
 def test_all_are_tried_in_the_order_of_their_care_and_the_first_that_is_as_good_as_the_best_is_taken(network: Network) -> None:
     found = chosen(network, noise(16, SHAPE, seed=0), **BOTH)
-    tried = [(one.bias_correction, one.activation_ranges) for one in found.candidates]
-    assert tried == [(correction, method) for correction in CORRECTIONS for method in RANGES]
+    tried = [(one.bias_correction, one.ranges) for one in found.candidates]
+    assert tried == [(correction, ranges) for correction in CORRECTIONS for ranges in WHOLE]
 
-    good = [one for one in found.candidates if one.behind <= one.error]
-    assert (found.plan.activation_ranges, found.plan.bias_correction) == (good[0].activation_ranges, good[0].bias_correction)
+    assert found.taken == next(one for one in found.candidates if one.behind <= one.error)
+    assert found.plan.bias_correction == found.taken.bias_correction
     assert min(one.behind for one in found.candidates) == 0
     assert min(one.distance for one in found.candidates) == next(one.distance for one in found.candidates if one.behind == 0)
-    assert found.plan.activation_ranges in found.sentence()
+    assert found.taken.ranges in found.sentence()
 
 
 def test_ranges_that_ruin_the_outputs_are_not_taken(network: Network) -> None:
@@ -62,9 +67,46 @@ def test_ranges_that_ruin_the_outputs_are_not_taken(network: Network) -> None:
     images = 0.01 * noise(32, SHAPE, seed=0)
     images[:, :, 2, 2] = 30 * noise(32, SHAPE, seed=1)[:, :, 0, 0]
     found = chosen(network, images, activation_ranges=CHOSEN, bias_correction="none")
-    apart = {one.activation_ranges: one.distance for one in found.candidates}
+    apart = {method: moved(network, images, method) for method in RANGES}
     assert apart["ema"] > 2 * apart["minmax"]  # what the choice is about
-    assert found.plan.activation_ranges == "minmax"
+    assert found.taken is not None
+    assert found.taken.distance < 1.1 * min(apart.values())
+
+
+def test_each_tensor_has_ranges_of_its_own(network: Network) -> None:
+    """A tensor of which the layer behind hardly hears the largest values takes narrower ones, the others keep theirs."""
+    images = noise(32, SHAPE, seed=0)
+    graph = network.graph
+    with torch.no_grad():
+        first, middle = (tensor_of(graph, layer.all_input_nodes[1]) for layer in weighted_nodes(graph.graph)[:2])
+        first[0] *= 100
+        middle[:, 0] *= 0
+    found = chosen(network, images, activation_ranges=CHOSEN, bias_correction="none")
+    assert found.taken is not None
+    assert found.taken.ranges == BY_TENSOR
+    assert len(set(found.plan.tensor_ranges.values())) > 1
+    apart = {one.ranges: one.distance for one in found.candidates}
+    assert apart[BY_TENSOR] < apart["minmax"]
+
+    student = quantize(network, Samples(images), plan=found.plan)
+    for tensor in student.tensors():
+        name = str(tensor.quantizer.target)
+        if tensor.kind == "activation":
+            alone = quantize(network, Samples(images), activation_ranges=found.plan.tensor_ranges.get(name, "minmax"))
+            assert grids(alone)[name] == grids(student)[name]
+
+
+def moved(network: Network, images: Tensor, method: str) -> float:
+    """How far ranges found on one half of the images move the answers to the other."""
+    student = quantize(network, Samples(images[::2]), activation_ranges=method, bias_correction="none")
+    pairs = float_answers(network, images[1::2]), float_answers(student.network, images[1::2])
+    return distances(network.outputs, *pairs)
+
+
+def grids(student: Student) -> dict[str, float]:
+    """The scale of every activation's grid."""
+    kept = [tensor for tensor in student.tensors() if tensor.kind == "activation" and isinstance(tensor.grid, Grid)]
+    return {str(tensor.quantizer.target): tensor.grid.scale.item() for tensor in kept}
 
 
 def test_bias_correction_is_taken_where_it_helps_and_left_where_it_harms() -> None:

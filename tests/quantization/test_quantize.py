@@ -110,7 +110,7 @@ def test_minmax_grids_reach_to_the_ends_of_the_samples(residual: Network, calibr
     def after(node: fx.Node, quantized: Chunks, exact: Chunks) -> None:
         seen[node.name] = torch.cat(quantized)
 
-    walk(student.network.graph, calibration.images, after=after)
+    walk(student.network, calibration.images, after=after)
     for tensor in student.tensors():
         if tensor.kind == "activation":
             grid, values = tensor.grid, seen[tensor.node.name]
@@ -131,7 +131,7 @@ def channel_errors(student: Student, images: Tensor) -> dict[str, Tensor]:
             axes = [axis for axis in range(one.dim()) if axis != 1]
             found[node.name] = (one - other).mean(axes).abs() / other.std()
 
-    walk(student.network.graph, images, after=after)
+    walk(student.network, images, after=after)
     return found
 
 

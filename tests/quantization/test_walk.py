@@ -24,7 +24,7 @@ def walked(student: Student, images: Tensor, chunk: int) -> dict[str, tuple[Tens
     def after(node: fx.Node, quantized: Chunks, exact: Chunks) -> None:
         found[node.name] = torch.cat(quantized), torch.cat(exact)
 
-    walk(student.network.graph, images, chunk=chunk, after=after)
+    walk(student.network, images, chunk=chunk, after=after)
     return found
 
 
@@ -80,7 +80,7 @@ def test_before_sees_what_enters_a_quantizer(residual: Network, calibration: Sam
     def after(node: fx.Node, quantized: Chunks, exact: Chunks) -> None:
         values[node.name] = torch.cat(quantized), torch.cat(exact)
 
-    walk(student.network.graph, images, chunk=4, before=before, after=after)
+    walk(student.network, images, chunk=4, before=before, after=after)
     activations = {tensor.node.name for tensor in student.tensors() if tensor.kind == "activation"}
 
     assert set(seen) == activations
@@ -98,7 +98,7 @@ def test_what_after_writes_goes_on(residual: Network, calibration: Samples) -> N
             quantized[:] = [torch.zeros_like(value) for value in quantized]
         seen[node.name] = torch.cat(quantized), torch.cat(exact)
 
-    walk(student.network.graph, calibration.images[:3], chunk=2, after=after)
+    walk(student.network, calibration.images[:3], chunk=2, after=after)
     assert not seen["relu"][0].any()
     assert bool(seen["relu"][1].any())
 

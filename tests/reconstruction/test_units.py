@@ -79,11 +79,12 @@ def test_units_compute_what_the_network_does(
         return [unit.run(value) for value in quantized], [unit.run(value, exact=True) for value in floats]
 
     seen: dict[str, tuple[Tensor, Tensor]] = {}
-    graph = student.network.graph
-    walk(graph, images_in, after=lambda node, q, e: seen.update({node.name: (q[0].clone(), e[0].clone())}))
+    walk(student.network, images_in, after=lambda node, q, e: seen.update({node.name: (q[0].clone(), e[0].clone())}))
     again: dict[str, tuple[Tensor, Tensor]] = {}
     pieces = {unit.nodes[0]: unit for unit in units(student)}
-    walk(graph, images_in, pieces=pieces, during=during, after=lambda node, q, e: again.update({node.name: (q[0], e[0])}))
+    walk(
+        student.network, images_in, pieces=pieces, during=during, after=lambda node, q, e: again.update({node.name: (q[0], e[0])})
+    )
     assert len(checked) == len(pieces)
     for unit in pieces.values():
         source = seen.get(unit.input.name)

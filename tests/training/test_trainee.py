@@ -171,6 +171,6 @@ def test_the_float_network_stays_beside_the_trained_one(residual: Network, calib
     def after(node: object, quantized: list[Tensor], exact: list[Tensor]) -> None:
         ends[:] = [torch.cat(quantized), torch.cat(exact)]
 
-    walk(trained.network.graph, calibration.images, after=after)
+    walk(trained.network, calibration.images, after=after)
     torch.testing.assert_close(ends[0], trained(calibration.images), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(ends[1], residual(calibration.images), rtol=1e-4, atol=1e-4)

@@ -15,8 +15,8 @@ from dreamquant.network.capture import capture
 from dreamquant.network.graph import Network, aten, tensor_of
 from dreamquant.network.load import load
 from dreamquant.network.notes import is_tensor, notes
-from dreamquant.network.operators import CLIPPING
-from dreamquant.network.pairs import input_rows, output_rows, pairs, stored
+from dreamquant.network.operators import CLIPPING, argument
+from dreamquant.network.pairs import input_rows, output_rows, pairs
 from dreamquant.quantization.grid import grid_of_range
 from dreamquant.quantization.quantize import quantize
 from dreamquant.quantization.sites import weighted_nodes
@@ -89,15 +89,15 @@ def both_sides(before: Network, after: Network) -> list[tuple[Tensor, Tensor]]:
     """The ranges that `after` has on the two sides of each pair of `before`."""
     return [
         (
-            RANGES["symmetric"](output_rows(pair.first, tensor_of(after.graph, stored(pair.first, 1)))),
-            RANGES["symmetric"](input_rows(pair.second, tensor_of(after.graph, stored(pair.second, 1)), pair.positions)),
+            RANGES["symmetric"](output_rows(pair.first, tensor_of(after.graph, argument(pair.first, 1)))),
+            RANGES["symmetric"](input_rows(pair.second, tensor_of(after.graph, argument(pair.second, 1)), pair.positions)),
         )
         for pair in pairs(before.graph.graph, HOMOGENEOUS | CLIPPING)
     ]
 
 
 def weights(network: Network) -> list[Tensor]:
-    return [tensor_of(network.graph, stored(layer, 1)) for layer in weighted_nodes(network.graph.graph)]
+    return [tensor_of(network.graph, argument(layer, 1)) for layer in weighted_nodes(network.graph.graph)]
 
 
 def close(one: Tensor, other: Tensor) -> bool:

@@ -16,7 +16,7 @@ from dreamquant.network.capture import capture
 from dreamquant.network.graph import Network, aten, tensor_of
 from dreamquant.network.load import load
 from dreamquant.network.notes import shape_of
-from dreamquant.network.pairs import stored
+from dreamquant.network.operators import argument
 from dreamquant.quantization.grid import grid_of_range
 from dreamquant.quantization.quantize import quantize
 from dreamquant.quantization.sites import weighted_nodes
@@ -27,7 +27,7 @@ SHAPE = (3, 8, 6)
 
 
 def weights(network: Network) -> list[Tensor]:
-    return [tensor_of(network.graph, stored(layer, 1)) for layer in weighted_nodes(network.graph.graph)]
+    return [tensor_of(network.graph, argument(layer, 1)) for layer in weighted_nodes(network.graph.graph)]
 
 
 def outlying(module: nn.Module) -> nn.Module:

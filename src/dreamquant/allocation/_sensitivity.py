@@ -8,8 +8,7 @@ that are no classes their own `distance`, and of several outputs the sum.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,16 +18,17 @@ from torch import Tensor, fx
 from dreamquant.errors import ModelError
 from dreamquant.network.answers import distances, spreads
 from dreamquant.network.graph import Network, by_image, input_node, whole_batches
-from dreamquant.network.notes import bytes_of, notes, shape_of
-from dreamquant.network.operators import WEIGHTED, data_inputs, data_nodes, is_call
+from dreamquant.network.interpreter import Values, interpret
+from dreamquant.network.notes import bytes_of, shape_of
+from dreamquant.network.operators import data_inputs, data_nodes
 from dreamquant.network.scores import float_answers
 from dreamquant.quantization.codebook import Codebook
-from dreamquant.quantization.grid import FakeQuantize, Grid
+from dreamquant.quantization.grid import Grid
 from dreamquant.quantization.plan import Plan, change_plan, load_plan, parse_bits
 from dreamquant.quantization.quantize import quantize
 from dreamquant.quantization.sites import is_passthrough, weighted_nodes
-from dreamquant.quantization.student import Student, prepare, quantizer_nodes
-from dreamquant.quantization.walk import CHUNK
+from dreamquant.quantization.student import Student, prepare, quantizer_nodes, weight_quantizer
+from dreamquant.quantization.walk import CHUNK, quantizer_named, with_grids
 from dreamquant.samples import Samples
 
 Callback = Callable[[int, int], None]  # (steps done, steps in all)
@@ -86,8 +86,8 @@ def layer_grids(student: Student) -> dict[str, LayerGrids]:
     grids = {str(tensor.quantizer.target): tensor.grid for tensor in student.tensors()}
     found = {}
     for layer in student.network.graph.graph.nodes:
-        weight = layer.args[1] if is_call(layer, WEIGHTED) else None
-        if isinstance(weight, fx.Node) and notes(weight).kind == "weight":
+        weight = weight_quantizer(layer)
+        if weight is not None:
             inputs = {name: grids[name] for name in _input_quantizers(layer) if name in grids}
             found[layer.name] = LayerGrids({str(weight.target): grids[str(weight.target)]}, inputs)
     return found
@@ -124,8 +124,6 @@ def damages(
     student, _, _ = prepare(network, plan, parse_bits(bits))
     graph, batch = student.network.graph, network.batch
     later = [_later(graph.graph, change) for change in changes]
-    partial = fx.Interpreter(graph)  # drops what it computed after the last use
-    whole = fx.Interpreter(graph, garbage_collect_values=False)
     pieces = torch.split(samples.images, batch or _chunk(graph.graph))
     sums = [0.0] * len(changes)
     outputs, variances = network.outputs, spreads(network.outputs, float_answers(network, samples.images))
@@ -136,12 +134,12 @@ def damages(
     with torch.no_grad():
         for number, piece in enumerate(pieces):
             images = whole_batches(piece, batch)
-            expected = answers(whole.run(images), len(images), len(piece))
-            values = whole.env
+            values: Values = {}
+            expected = answers(interpret(graph, images, values=values, keep=True), len(images), len(piece))
             for index, change in enumerate(changes):
-                with _put_in(graph, change):
+                with with_grids({quantizer_named(graph, name): grid for name, grid in change.items()}):
                     kept = {node: value for node, value in values.items() if node not in later[index]}
-                    actual = answers(partial.run(images, initial_env=kept), len(images), len(piece))
+                    actual = answers(interpret(graph, images, values=kept), len(images), len(piece))
                 sums[index] += len(piece) * distances(outputs, expected, actual, variances)
                 if callback is not None:
                     callback(number * len(changes) + index + 1, len(pieces) * len(changes))
@@ -164,23 +162,6 @@ def _chunk(graph: fx.Graph) -> int:
     nodes = [node for node in data_nodes(graph) if node.op != "call_module"]
     each = max(1, sum(map(bytes_of, nodes)) // shape_of(input_node(graph))[0])
     return max(1, min(CHUNK, MEMORY // each))
-
-
-@contextmanager
-def _put_in(graph: fx.GraphModule, change: Change) -> Iterator[None]:
-    quantizers = {name: graph.get_submodule(name) for name in change}
-    try:
-        for name, grid in change.items():
-            _set(quantizers[name], grid)
-        yield
-    finally:
-        for quantizer in quantizers.values():
-            _set(quantizer, None)
-
-
-def _set(quantizer: torch.nn.Module, grid: Grid | Codebook | None) -> None:
-    assert isinstance(quantizer, FakeQuantize)
-    quantizer.grid = grid
 
 
 def quantized_layers(network: Network, plan: Plan) -> list[str]:

@@ -155,18 +155,11 @@ def _counts(student: Student, names: Sequence[str], count: Callable[[fx.Node], i
 
 
 def _parameters(layer: fx.Node) -> int:
-    return _size(layer.args[1])
+    return math.prod(shape_of(layer.args[1]))
 
 
 def _multiplications(layer: fx.Node) -> int:
     """Of one image: each output value, or each input value of a transposed convolution, meets one row of the weight."""
     batch = shape_of(input_node(layer.graph))[0]
-    weight = layer.args[1]
-    assert isinstance(weight, fx.Node)
-    values = _size(layer.args[0] if layer.target in TRANSPOSED else layer) // batch
-    return values * (_size(weight) // shape_of(weight)[0])
-
-
-def _size(node: object) -> int:
-    assert isinstance(node, fx.Node)
-    return math.prod(shape_of(node))
+    values = math.prod(shape_of(layer.args[0] if layer.target in TRANSPOSED else layer)) // batch
+    return values * math.prod(shape_of(layer.args[1])[1:])

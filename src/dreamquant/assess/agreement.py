@@ -11,7 +11,6 @@ from torch import Tensor, fx
 
 from dreamquant.network.answers import UNITS, class_logits, distance, is_exclusive, possible, relative_error, spreads, unit
 from dreamquant.network.answers import agreement as agree
-from dreamquant.network.graph import whole_batches
 from dreamquant.network.operators import PRODUCTS, WEIGHTED, is_call
 from dreamquant.network.outputs import CLASSES, FEATURES, REGIONS, VALUES, Output, main_output
 from dreamquant.quantization.student import Student
@@ -153,6 +152,5 @@ def layer_errors(student: Student, images: Tensor) -> list[LayerError]:
         ratio = torch.as_tensor(signal) / torch.as_tensor(noise).clamp(min=1e-30)
         found.append(LayerError(node.name, 10.0 * torch.log10(ratio).item()))
 
-    batch = student.network.batch
-    walk(student.network.graph, whole_batches(images, batch), chunk=batch or 32, after=after)
+    walk(student.network, images, after=after)
     return found

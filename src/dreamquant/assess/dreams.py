@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from dreamquant.errors import DataError, ModelError
-from dreamquant.network.graph import Network
+from dreamquant.network.graph import Network, joined
 from dreamquant.network.scores import scores_classes
 from dreamquant.network.statistics import EPSILON, BatchNormStatistics, batch_norms, probe, watch
 from dreamquant.quantization.plan import Plan, load_plan, parse_bits
@@ -147,12 +147,12 @@ def _check(network: Network, images: Tensor, what: str) -> None:
 def _observe(network: Network, images: Tensor) -> list[Tensor]:
     """Scores, embedding (N, D), and for each BatchNorm mean and variance (N, 2, C) of what enters it, image by image."""
     show = probe(network)
-    found: list[list[Tensor]] = []
-    with torch.no_grad():
-        for piece in torch.split(images, network.batch or CHUNK):
-            shown = show(piece)
-            found.append([shown.scores, shown.embedding, *(_moments(feature) for feature in shown.features)])
-    return [torch.cat(parts) for parts in zip(*found, strict=True)]
+
+    def run(piece: Tensor) -> list[Tensor]:
+        shown = show(piece)
+        return [shown.scores, shown.embedding, *(_moments(feature) for feature in shown.features)]
+
+    return joined(run, torch.split(images, network.batch or CHUNK))
 
 
 def _moments(features: Tensor) -> Tensor:

@@ -7,14 +7,15 @@ approximation are moved by what such have a right to.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from dreamquant.network.graph import aten, tensor_of
+from dreamquant.network.graph import aten, outputs_of, tensor_of
+from dreamquant.network.interpreter import After, Values, compute, interpret
 from dreamquant.network.operators import CLIPPING, SOFTMAX, WEIGHTED, data_inputs, is_call
 from dreamquant.quantization.grid import Grid
 from dreamquant.quantization.sites import is_passthrough
@@ -29,69 +30,63 @@ BOUNDED: set[Any] = SOFTMAX | {aten.sigmoid.default, aten.tanh.default, aten.erf
 GATES: set[Any] = {aten.silu.default, aten.gelu.default, aten.mish.default}  # x times a function of the range 1
 
 
-def tensors_of(outputs: Any) -> list[Tensor]:
-    """The tensors that a graph returns, in order."""
-    return [value for value in (outputs if isinstance(outputs, tuple | list) else [outputs]) if isinstance(value, Tensor)]
+def _follow(
+    graph: fx.GraphModule,
+    grids: Mapping[fx.Node, Grid],
+    integers: Integers,
+    images: Tensor,
+    look: Callable[[fx.Node, Tensor, Tensor], None],
+    after: After | None = None,
+) -> list[Tensor]:
+    """The outputs of a student's graph whose activation quantizers, those of `grids`, return `integers`.
+
+    `look(node, levels, integers)` is told what the student has there itself, in levels. The values of stored tensors do not go
+    through `after` before they are quantized: they have the same levels in any precision.
+    """
+
+    def step(node: fx.Node, values: Values) -> Any:
+        if node in grids:
+            x: Tensor = values[node.all_input_nodes[0]]
+            grid, theirs = grids[node], torch.from_numpy(integers[node]).to(x.dtype)
+            scale, zero_point = grid.shaped(x.dim())
+            look(node, (x / scale + zero_point).clamp(grid.qmin, grid.qmax), theirs)
+            return (theirs - zero_point) * scale
+        if node.op == "call_module":
+            return quantizer_of(graph, node)(tensor_of(graph, node.all_input_nodes[0]))
+        return compute(graph, node, values)
+
+    return outputs_of(interpret(graph, images, step=step, after=after))
 
 
-class _Following(fx.Interpreter):
-    """Runs a student's graph; `grids` are those of its activation quantizers, `integers` what they are to return, as levels."""
+def _levels(
+    graph: fx.GraphModule, grids: Mapping[fx.Node, Grid], integers: Integers, images: Tensor, *, double: bool
+) -> tuple[dict[fx.Node, Tensor], list[Tensor]]:
+    """What every quantizer is given, and the outputs: in double precision, or in single, with the approximations moved."""
+    found: dict[fx.Node, Tensor] = {}
 
-    def __init__(self, graph: fx.GraphModule, grids: Mapping[fx.Node, Grid]) -> None:
-        super().__init__(graph)
-        self.graph_module, self.grids = graph, grids
-        self.integers: Integers = {}
+    def look(node: fx.Node, levels: Tensor, theirs: Tensor) -> None:  # noqa: ARG001
+        found[node] = levels
 
-    def run_node(self, n: fx.Node) -> Any:
-        if n not in self.grids:
-            return super().run_node(n)
-        (x,), _ = self.fetch_args_kwargs_from_env(n)
-        grid, theirs = self.grids[n], torch.from_numpy(self.integers[n]).to(x.dtype)
-        scale, zero_point = grid.shaped(x.dim())
-        self.look(n, (x / scale + zero_point).clamp(grid.qmin, grid.qmax), theirs)
-        return (theirs - zero_point) * scale
-
-    def look(self, n: fx.Node, levels: Tensor, theirs: Tensor) -> None:
-        """What the student has at a quantizer, in levels, and the integers that it goes on with."""
-        raise NotImplementedError
-
-
-class _Levels(_Following):
-    """Keeps what every quantizer is given: in double precision, or in single, with the approximations moved."""
-
-    def __init__(self, graph: fx.GraphModule, grids: Mapping[fx.Node, Grid], integers: Integers, *, double: bool) -> None:
-        super().__init__(graph, grids)
-        self.integers, self.double = integers, double
-        self.found: dict[fx.Node, Tensor] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        if n.op == "call_module" and n not in self.grids:  # a stored tensor's: the same levels in either precision
-            value: Any = quantizer_of(self.graph_module, n)(tensor_of(self.graph_module, n.all_input_nodes[0]))
-        else:
-            value = super().run_node(n)
+    def after(node: fx.Node, value: Any) -> Any:
         if not isinstance(value, Tensor) or not value.is_floating_point():
             return value
-        if self.double:
+        if double:
             return value.double()
-        if is_call(n, BOUNDED):
+        if is_call(node, BOUNDED):
             return value + APPROXIMATION
-        return value + APPROXIMATION * value.abs() if is_call(n, GATES) else value
+        return value + APPROXIMATION * value.abs() if is_call(node, GATES) else value
 
-    def look(self, n: fx.Node, levels: Tensor, theirs: Tensor) -> None:  # noqa: ARG002
-        self.found[n] = levels
+    with torch.no_grad():
+        return found, _follow(graph, grids, integers, images, look, after)
 
 
 class Allowance:
     """How far rounding may part a step of the student's and the same step of a file: in levels, by quantizer, and by output."""
 
     def __init__(self, graph: fx.GraphModule, grids: Mapping[fx.Node, Grid], images: Tensor, integers: Integers) -> None:
-        single = _Levels(graph, grids, integers, double=False)
-        double = _Levels(graph, grids, integers, double=True)
-        with torch.no_grad():
-            outputs, exact = tensors_of(single.run(images)), tensors_of(double.run(images))
-        self.levels = {
-            node: _allowed(single.found[node], double.found[node], float(grid.qmax - grid.qmin)) for node, grid in grids.items()
-        }
+        single, outputs = _levels(graph, grids, integers, images, double=False)
+        double, exact = _levels(graph, grids, integers, images, double=True)
+        self.levels = {node: _allowed(single[node], double[node], float(grid.qmax - grid.qmin)) for node, grid in grids.items()}
         self.outputs = [
             _allowed(one, other, other.double().abs().max().item()) for one, other in zip(outputs, exact, strict=True)
         ]
@@ -139,24 +134,28 @@ def _bias_rounded(graph: fx.GraphModule, grids: Mapping[fx.Node, Grid], node: fx
     return (grids[source].scale * weights.scale / grid.scale).max().item() / 2
 
 
-class Comparison(_Following):
+class Comparison:
     """Counts, piece by piece, where the student's integers are not the file's: across a border, or `apart`, by tensor.
 
     `allowed` says how far from a border, in levels, a value may be on its other side.
     """
 
     def __init__(self, graph: fx.GraphModule, grids: Mapping[fx.Node, Grid], allowed: Mapping[fx.Node, float]) -> None:
-        super().__init__(graph, grids)
-        self.allowed = allowed
+        self.graph, self.grids, self.allowed = graph, grids, allowed
         self.values = self.borders = 0
         self.apart: dict[str, int] = {}
 
-    def look(self, n: fx.Node, levels: Tensor, theirs: Tensor) -> None:
+    def run(self, images: Tensor, integers: Integers) -> list[Tensor]:
+        """The student's outputs, each step's inputs being the file's."""
+        with torch.no_grad():
+            return _follow(self.graph, self.grids, integers, images, self._look)
+
+    def _look(self, node: fx.Node, levels: Tensor, theirs: Tensor) -> None:
         off = (levels - theirs).abs()
-        near = off <= 0.5 + self.allowed[n]
+        near = off <= 0.5 + self.allowed[node]
         apart = int((~near).sum())  # NaN is apart
         self.values += theirs.numel()
         self.borders += int((near & (off > 0.5)).sum())
         if apart:
-            name = n.all_input_nodes[0].name
+            name = node.all_input_nodes[0].name
             self.apart[name] = self.apart.get(name, 0) + apart

@@ -19,10 +19,10 @@ from onnx import TensorProto, helper
 from torch import Tensor, fx
 
 from dreamquant.errors import VerificationError
-from dreamquant.exporters.following import Allowance, Comparison, biases_rounded, distance, furthest, tensors_of
+from dreamquant.exporters.following import Allowance, Comparison, biases_rounded, distance, furthest
 from dreamquant.exporters.qdq import Stored
 from dreamquant.exporters.readback import read_back
-from dreamquant.network.graph import whole_batches
+from dreamquant.network.graph import in_pieces, run_once
 from dreamquant.quantization.grid import Grid
 from dreamquant.quantization.student import Student
 from dreamquant.runtime import OnnxRunner, onnx_runner
@@ -121,7 +121,7 @@ def verify(
     if not written.same:
         raise VerificationError(f"the exported file does not do what was measured: {written}")
     steps = compared.steps(images, allowance, runner)
-    expected = _joined(tensors_of(student.network.graph(piece)) for piece in compared.pieces(images))
+    expected = _joined(run_once(student.network.graph, piece) for piece in compared.pieces(images))
     actual = _joined(_outputs(runner, piece, compared.names) for piece in compared.pieces(images))
     outputs = tuple(_difference(*each) for each in zip(compared.names, expected, actual, strict=True))
     found = Verification(
@@ -168,8 +168,7 @@ def _kept(expected: Tensor, actual: Tensor) -> Tensor:
 
 def _joined(pieces: Iterator[list[Tensor]]) -> list[list[Tensor]]:
     """What each piece of the images gave, by output: which axis is the images' is not asked."""
-    with torch.no_grad():
-        return [list(output) for output in zip(*pieces, strict=True)]
+    return [list(output) for output in zip(*pieces, strict=True)]
 
 
 def _difference(name: str, expected: list[Tensor], actual: list[Tensor]) -> OutputDifference:
@@ -202,7 +201,7 @@ class _Compared:
         self.opened = opened.SerializeToString()
 
     def pieces(self, images: Tensor, size: int = PIECE) -> tuple[Tensor, ...]:
-        return torch.split(whole_batches(images, self.batch), self.batch or size)
+        return in_pieces(images, self.batch, size)
 
     def allowance(self, images: Tensor) -> Allowance:
         piece = self.pieces(images, MEASURED)[0]
@@ -218,11 +217,10 @@ class _Compared:
         following = Comparison(self.graph, self.grids, allowed)
         kept, largest, apart = [], 0.0, dict.fromkeys(self.names, 0)
         for piece in self.pieces(images):
-            outputs, following.integers = self._run(runner, piece)
+            outputs, integers = self._run(runner, piece)
             if file is not None:
                 outputs = _outputs(file, piece, self.names)
-            with torch.no_grad():
-                expected = tensors_of(following.run(piece))
+            expected = following.run(piece, integers)
             if [value.shape for value in expected] != [value.shape for value in outputs]:
                 raise VerificationError(
                     f"the exported file does not do what was measured: its outputs are {_shapes(outputs)}, the student's"

@@ -14,6 +14,7 @@ from torch import Tensor, fx
 
 from dreamquant.network.batch_sizes import BatchFreer, NotFreeError
 from dreamquant.network.canonical import infer_sizes
+from dreamquant.network.graph import run_once
 
 TRIED = (3, 1)
 TOLERANCE = 1e-3  # of 1 + the largest output; kernels differ a little between batch sizes
@@ -86,17 +87,11 @@ def images_axis(one: Sequence[int], count: int, other: Sequence[int], number: in
     return next((axis for axis, (size, at) in pairs if size != at and size * number == at * count), None)
 
 
-def _outputs(graph: fx.GraphModule, images: Tensor) -> list[Tensor]:
-    with torch.no_grad():
-        outputs = graph(images)
-    return list(outputs) if isinstance(outputs, tuple | list) else [outputs]
-
-
 def _reference(graph: fx.GraphModule, images: Tensor, batch: int) -> list[list[Tensor]]:
     """Each output on any number of images, in pieces of `batch` of them; the last is filled up with copies."""
     missing = -len(images) % batch
     filled = torch.cat([images, images[:1].expand(missing, *images.shape[1:])])
-    runs = [_outputs(graph, piece) for piece in torch.split(filled, batch)]
+    runs = [run_once(graph, piece) for piece in torch.split(filled, batch)]
     return [list(pieces) for pieces in zip(*runs, strict=True)]
 
 
@@ -114,7 +109,7 @@ def _is_free(graph: fx.GraphModule, images: Tensor, expected: list[list[Tensor]]
         if count == batch:  # the graph ran that size to begin with
             continue
         try:
-            outputs = _outputs(graph, images[:count])
+            outputs = run_once(graph, images[:count])
         except (RuntimeError, ValueError, IndexError):
             return False
         pairs = zip(expected, outputs, strict=True)

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from dreamquant.network.graph import input_node, is_input, tensor_of
-from dreamquant.network.notes import Notes, dtype_of, is_tensor, note_value, set_notes, shape_of
+from dreamquant.network.graph import input_node, tensor_of
+from dreamquant.network.interpreter import Values, compute, interpret
+from dreamquant.network.notes import Notes, is_tensor, note_value, notes, set_notes, shape_of
 
 aten = torch.ops.aten
 
@@ -60,44 +61,39 @@ class BatchFreer:
 
     def rewrite(self) -> None:
         """Rewrite the graph in place; raises NotFreeError where the images cannot be followed."""
-        for node in list(self.graph.nodes):
-            if node.op == "call_function":
-                self._rewrite_sizes(node)
-            if node.op != "output" and node not in self.values:
-                self.values[node] = self._value(node)
-                self._locate(node)
+        images = torch.empty(OTHER, *shape_of(self.images)[1:], device="meta")
+        nodes = [node for node in self.graph.nodes if node.op != "output"]
+        interpret(self.module, images, step=self._rewritten, after=self._located, values=self.values, nodes=nodes, keep=True)
         self.graph.lint()
         self.module.recompile()
 
-    def _value(self, node: fx.Node) -> Any:
-        if is_input(node):
-            return torch.empty(OTHER, *shape_of(node)[1:], device="meta")
-        if node.op == "get_attr":
-            return tensor_of(self.module, node).to("meta")
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.values.__getitem__)
+    def _rewritten(self, node: fx.Node, values: Values) -> Any:
+        """A node's value at the other batch size, its own sizes tied to it first."""
+        if node.op == "call_function":
+            self._rewrite_sizes(node)
         try:
             with torch.no_grad():
-                value = node.target(*args, **kwargs)  # type: ignore[operator]
+                value = compute(self.module, node, values)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             raise NotFreeError from error
         return value.to("meta") if isinstance(value, Tensor) else value  # a new tensor may have asked for the processor
 
-    def _locate(self, node: fx.Node) -> None:
-        """Find the images in a node's value: the one dimension whose size is not the recorded one."""
-        value, source = self.values[node], self._source(node)
+    def _located(self, node: fx.Node, value: Any) -> Any:
+        """A node's value, the images in it found: they are the one dimension whose size is not the recorded one."""
+        source = self._source(node)
         if not isinstance(value, Tensor) or not is_tensor(node):
             if source is not None:
                 self.spots[node] = self.spots[source]
-            return
+            return value
         recorded = shape_of(node)
         if len(recorded) != value.dim():
             raise NotFreeError
         axes = [axis for axis, size in enumerate(value.shape) if size != recorded[axis]]
-        if not axes:
-            return
-        if len(axes) > 1 or value.shape[axes[0]] * self.batch != recorded[axes[0]] * OTHER:
+        if len(axes) > 1 or (axes and value.shape[axes[0]] * self.batch != recorded[axes[0]] * OTHER):
             raise NotFreeError
-        self.spots[node] = _Spot(axes[0], self._outer(node, axes[0], source))
+        if axes:
+            self.spots[node] = _Spot(axes[0], self._outer(node, axes[0], source))
+        return value
 
     def _outer(self, node: fx.Node, axis: int, source: fx.Node | None) -> int:
         if source is None:
@@ -193,9 +189,8 @@ class BatchFreer:
             if shape[axis] != 1:
                 part = self._first_row(part, axis)
             wide = self.graph.call_function(aten.expand.default, (part, sizes))
-        set_notes(wide, Notes(tuple(shape), dtype_of(part)))
-        self.values[wide] = self._value(wide)
-        self._locate(wide)
+        set_notes(wide, Notes(tuple(shape), notes(part).dtype))
+        self.values[wide] = self._located(wide, self._rewritten(wide, self.values))
         return wide
 
     def _first_row(self, part: fx.Node, axis: int) -> fx.Node:

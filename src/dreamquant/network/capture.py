@@ -18,9 +18,10 @@ from dreamquant.network.front import (
     take_float32,
     turns_channels_first,
 )
-from dreamquant.network.graph import Network, Source, is_input, output_nodes, record_shapes
+from dreamquant.network.graph import Network, Source, is_input, output_nodes
 from dreamquant.network.input_space import DTYPES, standard
-from dreamquant.network.notes import drop_foreign, exported_value, is_tensor
+from dreamquant.network.interpreter import record_shapes
+from dreamquant.network.notes import exported_value, is_tensor, notes, set_notes
 from dreamquant.network.outputs import find_outputs
 from dreamquant.runtime import guessed_layout
 
@@ -87,7 +88,7 @@ def flatten(program: torch.export.ExportedProgram) -> fx.GraphModule:
     flat = flatten_attributes(module, graph)
     flat.eval()
     for node in flat.graph.nodes:
-        drop_foreign(node)
+        set_notes(node, notes(node))
     flat.graph.lint()
     flat.recompile()
     return flat

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, fx
 
 from dreamquant.network.graph import Network, aten, is_input, tensor_of
+from dreamquant.network.interpreter import call
 from dreamquant.network.notes import is_tensor, notes, shape_of
-from dreamquant.network.operators import CLIPPING, LINEARS, PASSTHROUGH, WEIGHTED, data_inputs, is_call
+from dreamquant.network.operators import CLIPPING, LINEARS, PASSTHROUGH, WEIGHTED, argument, data_inputs, is_call, unquantized
 from dreamquant.network.pairs import PADS
 
 FAR = 40.0  # deviations; beyond them lies nothing
@@ -140,8 +141,8 @@ def _of(graph: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Distribution]
 def _sources(node: fx.Node) -> list[fx.Node]:
     """The tensors that a node computes from, other than stored ones."""
     if is_call(node, WEIGHTED):  # the weight may have a quantizer
-        return [node.args[0]]  # type: ignore[list-item]
-    return data_inputs(node.args[0]) if node.target is operator.getitem else data_inputs(node)  # type: ignore[arg-type]
+        return [argument(node, 0)]
+    return data_inputs(argument(node, 0) if node.target is operator.getitem else node)
 
 
 def _computed(
@@ -167,7 +168,7 @@ def _computed(
     if is_call(node, PASSTHROUGH | AVERAGING):
         return _rearranged(graph, node, node, x)
     if node.target is operator.getitem and is_call(node.args[0], SPLITTING):
-        return _rearranged(graph, node, node.args[0], x)  # type: ignore[arg-type]
+        return _rearranged(graph, node, argument(node, 0), x)
     return None
 
 
@@ -192,7 +193,7 @@ def _entering_norm(graph: fx.GraphModule, node: fx.Node, found: Distribution | N
     norm = next((user for user in readers if is_call(user, {aten.batch_norm.default})), None)
     if norm is None or not (is_input(node) or node.op == "call_function"):
         return found
-    mean, variance = (tensor_of(graph, one) for one in norm.args[3:5])  # type: ignore[arg-type]
+    mean, variance = (tensor_of(graph, argument(norm, place)) for place in (3, 4))
     seen = _normal(_along_channels(norm, mean), _along_channels(norm, variance.clamp(min=0).sqrt()), deviations)
     if found is None or is_call(node, WEIGHTED):
         return seen
@@ -210,12 +211,9 @@ def _layer(graph: fx.GraphModule, node: fx.Node, x: Distribution, deviations: fl
 
 def run_layer(node: fx.Node, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """What a layer makes of one image's values, which `x` broadcasts to, with these weights; float64."""
-    source, target = node.args[0], node.target
-    assert isinstance(source, fx.Node)
-    shape = shape_of(source)
-    result: Tensor = target(  # type: ignore[operator]
-        x.double().expand(1, *shape[1:]), weight.double(), None if bias is None else bias.double(), *node.args[3:], **node.kwargs
-    )
+    target: Any = node.target
+    x = x.double().expand(1, *shape_of(node.args[0])[1:])
+    result: Tensor = target(x, weight.double(), None if bias is None else bias.double(), *node.args[3:], **node.kwargs)
     return result
 
 
@@ -231,7 +229,7 @@ def _clipped(graph: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Distribu
         else:
             least, most = (torch.tensor(end, dtype=torch.float64) for end in clip_ends(node))
         low, high = (torch.minimum(torch.maximum(inner, low), high) for inner in (least, most))
-        node = _unquantized(data_inputs(node)[0])
+        node = unquantized(data_inputs(node)[0])
     x = known[node]
     mean, power = _clipped_moments(x.mean, x.deviation, low, high)
     lowest, highest = (torch.minimum(torch.maximum(end, low), high) for end in (x.low, x.high))
@@ -294,9 +292,9 @@ def _sum(x: Distribution, y: Distribution, deviations: float) -> Distribution:
 
 
 def _product(node: fx.Node, x: Distribution, y: Distribution) -> Distribution:
-    one, other = (_unquantized(source) for source in data_inputs(node))
+    one, other = (unquantized(source) for source in data_inputs(node))
     for gate, value, source in ((other, one, x), (one, other, y)):
-        if is_call(gate, SMOOTH) and _unquantized(data_inputs(gate)[0]) is value:  # SiLU and its like, written out
+        if is_call(gate, SMOOTH) and unquantized(data_inputs(gate)[0]) is value:  # SiLU and its like, written out
             return _bent(source, lambda values, gate=gate: values * _call(gate, values))  # type: ignore[misc]
     low, high = _hull(a * b for a in (x.low, x.high) for b in (y.low, y.high))
     mean = x.mean * y.mean
@@ -333,15 +331,14 @@ def _rearranged(graph: fx.GraphModule, node: fx.Node, call: fx.Node, x: Distribu
 def _call(node: fx.Node, values: Tensor, graph: fx.GraphModule | None = None) -> Tensor:
     """The node's operation on other values; stored tensors stay."""
 
-    def filled(argument: fx.Node) -> Any:
-        if argument.op != "get_attr":
+    def filled(source: fx.Node) -> Any:
+        if source.op != "get_attr":
             return values
         assert graph is not None
-        tensor = tensor_of(graph, argument)
+        tensor = tensor_of(graph, source)
         return tensor.double() if tensor.is_floating_point() else tensor
 
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), filled)
-    result: Tensor = node.target(*args, **kwargs)  # type: ignore[operator]
+    result: Tensor = call(node, {source: filled(source) for source in node.all_input_nodes})
     return result
 
 
@@ -351,18 +348,14 @@ def _slope(graph: fx.GraphModule, node: fx.Node) -> Tensor:
         return torch.tensor(node.args[1] if len(node.args) > 1 else 0.01, dtype=torch.float64)
     shape = [1] * len(shape_of(node))
     shape[1] = -1
-    return tensor_of(graph, node.args[1]).double().view(shape)  # type: ignore[arg-type]
+    return tensor_of(graph, argument(node, 1)).double().view(shape)
 
 
 def _stored(graph: fx.GraphModule, node: object) -> Tensor | None:
     """The stored tensor behind an argument of a layer, a quantizer before it or not."""
-    if isinstance(node, fx.Node) and _unquantized(node).op == "get_attr":
-        return tensor_of(graph, _unquantized(node))
+    if isinstance(node, fx.Node) and unquantized(node).op == "get_attr":
+        return tensor_of(graph, unquantized(node))
     return None
-
-
-def _unquantized(node: fx.Node) -> fx.Node:
-    return node.all_input_nodes[0] if node.op == "call_module" else node
 
 
 def _hull(ends: Iterable[Tensor]) -> tuple[Tensor, Tensor]:

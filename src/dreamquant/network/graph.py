@@ -16,7 +16,7 @@ two, or of `Network.batch`), and the name of the value that it stands for in the
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ from torch import Tensor, fx
 
 from dreamquant.errors import ModelError
 from dreamquant.network.input_space import UNKNOWN, InputSpace
-from dreamquant.network.notes import note_value, notes
+from dreamquant.network.notes import notes
 
 if TYPE_CHECKING:
     import onnx
@@ -122,8 +122,24 @@ def by_image(result: Any, outputs: Sequence[Output], count: int) -> list[Tensor]
 
     Where nothing is known of the outputs, the images lie in the first axis.
     """
-    values = list(result) if isinstance(result, tuple | list) else [result]
+    values = outputs_of(result)
     return [output.by_image(value, count) for output, value in zip(outputs, values, strict=True)] if outputs else values
+
+
+def outputs_of(result: Any) -> list[Tensor]:
+    """All outputs, of what a graph returns."""
+    return list(result) if isinstance(result, tuple | list) else [result]
+
+
+def run_once(graph: fx.GraphModule, images: Tensor) -> list[Tensor]:
+    """All outputs of `graph` on `images`, as it returns them; without gradients."""
+    with torch.no_grad():
+        return outputs_of(graph(images))
+
+
+def in_pieces(images: Tensor, batch: int | None, size: int) -> tuple[Tensor, ...]:
+    """The images as a graph is to be run on them: whole batches of `batch` where it runs no others, else `size` at once."""
+    return torch.split(whole_batches(images, batch), batch or size)
 
 
 def whole_batches(images: Tensor, batch: int | None) -> Tensor:
@@ -159,6 +175,25 @@ def output_nodes(graph: fx.Graph) -> tuple[fx.Node, ...]:
     return tuple(result) if isinstance(result, tuple | list) else (result,)
 
 
+def needed_by(nodes: Iterable[fx.Node], given: Collection[fx.Node] = ()) -> set[fx.Node]:
+    """These nodes and all that they are computed from, where `given` are known."""
+    found: set[fx.Node] = set()
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        if node not in found and node not in given:
+            found.add(node)
+            waiting.extend(node.all_input_nodes)
+    return found
+
+
+def joined(run: Callable[[Tensor], Sequence[Tensor]], pieces: Iterable[Tensor]) -> list[Tensor]:
+    """What `run` gives on pieces of images, each tensor put together along its first axis; without gradients."""
+    with torch.no_grad():
+        found = [run(piece) for piece in pieces]
+    return [torch.cat(parts) for parts in zip(*found, strict=True)]
+
+
 def tensor_of(module: fx.GraphModule, node: fx.Node) -> Tensor:
     """The tensor that a `get_attr` node reads."""
     value: Any = module
@@ -167,16 +202,3 @@ def tensor_of(module: fx.GraphModule, node: fx.Node) -> Tensor:
     if not isinstance(value, Tensor):
         raise ModelError(f"{node.target} is a {type(value).__name__}, not a tensor")
     return value
-
-
-class _ShapeRecorder(fx.Interpreter):
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        note_value(n, value)
-        return value
-
-
-def record_shapes(graph: fx.GraphModule, images: Tensor) -> None:
-    """Note shape and number type of every tensor-valued node, as seen when running `images`."""
-    with torch.no_grad():
-        _ShapeRecorder(graph).run(images)

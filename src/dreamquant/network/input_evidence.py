@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, fx
 
 from dreamquant.network.front import constants
-from dreamquant.network.graph import Network, aten, input_node, tensor_of, whole_batches
+from dreamquant.network.graph import Network, aten, input_node, needed_by, tensor_of, whole_batches
+from dreamquant.network.interpreter import interpret
 from dreamquant.network.notes import is_tensor, shape_of
-from dreamquant.network.operators import WEIGHTED, data_inputs, is_call
+from dreamquant.network.operators import WEIGHTED, bias_node, data_inputs, is_call
 from dreamquant.network.statistics import batch_norms
 
 IMAGES = 8
@@ -203,8 +204,8 @@ def bias_size(network: Network) -> float | None:
     layer = next((node for node in nodes if is_call(node, WEIGHTED) and data_inputs(node)), None)
     if layer is None:
         return None
-    bias = layer.args[2] if len(layer.args) > 2 else None
-    if not isinstance(bias, fx.Node) or bias.op != "get_attr":
+    bias = bias_node(layer)
+    if bias is None or bias.op != "get_attr":
         return None
     run = _prefix(network, layer)
     generator = torch.Generator().manual_seed(0)
@@ -220,24 +221,13 @@ def bias_size(network: Network) -> float | None:
 
 def _prefix(network: Network, last: fx.Node) -> Callable[[Tensor], Tensor]:
     """The part of a network that computes `last`, as a function of images; what was added to fill a batch is left out."""
-    needed, waiting = {last}, [last]
-    while waiting:
-        for source in waiting.pop().all_input_nodes:
-            if source not in needed:
-                needed.add(source)
-                waiting.append(source)
-    copied, values = fx.Graph(), dict[fx.Node, fx.Node]()
-    images = input_node(network.graph.graph)
-    for node in network.graph.graph.nodes:
-        if node in needed or node is images:
-            values[node] = copied.node_copy(node, values.__getitem__)
-    copied.output(values[last])
-    module = fx.GraphModule(network.graph, copied)
+    graph, needed = network.graph, needed_by([last])
+    nodes = [node for node in graph.graph.nodes if node in needed]
 
     def run(batch: Tensor) -> Tensor:
         whole = whole_batches(batch, network.batch)
         with torch.no_grad():
-            found: list[Any] = [module(piece) for piece in torch.split(whole, network.batch or len(whole))]
+            found: list[Any] = [interpret(graph, piece, nodes=nodes) for piece in torch.split(whole, network.batch or len(whole))]
         result = torch.cat(found).float()
         return result[: len(result) // len(whole) * len(batch)]
 

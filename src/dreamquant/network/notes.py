@@ -25,31 +25,22 @@ class Notes:
 
     shape: tuple[int, ...] | None = None
     """Of the node's tensor on the recorded batch, None where it gives none; from `note_value`, read by `shape_of`."""
-
     dtype: torch.dtype | None = None
-    """Of the same tensor; from `note_value`, read by `dtype_of`."""
-
+    """Of the same tensor; from `note_value`, read by `bytes_of`."""
     origin: str | None = None
     """The value of the file or module that the node stands for; from importer, capture and emitter, read by exporters."""
-
     transposed: bool = False
     """A `get_attr` holds the transpose of the file's tensor; from importer and emitter, read where constants are written."""
-
     normal: tuple[Tensor, Tensor] | None = None
     """Mean and deviation of a layer's output channels, from the BatchNorm that was folded into it; read as statistics."""
-
     absorbed: str | None = None
     """The value of the file that a layer computed before a BatchNorm was folded into it; read where files are rewritten."""
-
     changed: bool = False
     """A `get_attr` no longer holds the file's tensor; from `set_tensor`, read where constants are written."""
-
     gained: str | None = None
     """A `get_attr` is the bias of this layer, which had none; from `set_bias`, read where constants are written."""
-
     kept: str | None = None
     """The buffer of what the float network has in a `get_attr`; from `keep_float`, read by `float_tensor`."""
-
     kind: Kind | None = None
     """What a `call_module` quantizes; from `prepare`, which puts quantizers in, read by all that looks for them."""
 
@@ -69,20 +60,16 @@ def set_notes(node: fx.Node, found: Notes) -> None:
     node.meta = {_KEY: found}
 
 
-def drop_foreign(node: fx.Node) -> None:
-    """Drop what the passes of torch have left at a node."""
-    set_notes(node, notes(node))
-
-
 def exported_value(node: Argument) -> Any:
     """The example value that `torch.export` has left at a node, None where there is none."""
     return node.meta.get("val") if isinstance(node, fx.Node) else None
 
 
-def note_value(node: fx.Node, value: Any) -> None:
-    """Note shape and number type of what a node has computed; sizes, and several tensors, have none."""
+def note_value(node: fx.Node, value: Any) -> Any:
+    """Note shape and number type of what a node gives, and return it; sizes, and several tensors, have none."""
     if isinstance(value, Tensor):
         set_notes(node, replace(notes(node), shape=tuple(value.shape), dtype=value.dtype))
+    return value
 
 
 def is_tensor(node: fx.Node) -> bool:
@@ -98,13 +85,8 @@ def shape_of(node: Argument) -> tuple[int, ...]:
     return shape
 
 
-def dtype_of(node: fx.Node) -> torch.dtype:
-    """The number type of a node's tensor."""
-    dtype = notes(node).dtype
-    assert dtype is not None
-    return dtype
-
-
 def bytes_of(node: fx.Node) -> int:
     """How much memory a node's tensor takes on the recorded batch."""
-    return math.prod(shape_of(node)) * dtype_of(node).itemsize
+    dtype = notes(node).dtype
+    assert dtype is not None
+    return math.prod(shape_of(node)) * dtype.itemsize

@@ -79,6 +79,24 @@ def output_channel_axis(node: fx.Node) -> int:
     return 1 if node.target in TRANSPOSED else 0
 
 
+def argument(call: fx.Node, place: int) -> fx.Node:
+    """An argument of a call that is a node, as a layer's input (place 0) or weight (1)."""
+    found = call.args[place]
+    assert isinstance(found, fx.Node)
+    return found
+
+
+def bias_node(layer: fx.Node) -> fx.Node | None:
+    """The node that gives the bias of a layer with weights; None for a layer without one."""
+    bias = layer.args[2] if len(layer.args) > 2 else None
+    return bias if isinstance(bias, fx.Node) else None
+
+
+def unquantized(node: fx.Node) -> fx.Node:
+    """A node, or that which it quantizes."""
+    return node.all_input_nodes[0] if node.op == "call_module" else node
+
+
 def data_nodes(graph: fx.Graph) -> list[fx.Node]:
     """The tensor-valued nodes that depend on the images, in order, the images first."""
     found: list[fx.Node] = []

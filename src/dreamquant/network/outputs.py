@@ -17,9 +17,19 @@ from torch import Tensor, fx
 
 from dreamquant.errors import ModelError, OptionError, unknown
 from dreamquant.network.batch import images_axis
-from dreamquant.network.graph import Network, Source, aten, output_nodes, tensor_of
+from dreamquant.network.graph import Network, Source, aten, output_nodes, outputs_of, run_once, tensor_of
+from dreamquant.network.interpreter import interpret
 from dreamquant.network.notes import is_tensor
-from dreamquant.network.operators import PASSTHROUGH, PRODUCTS, SOFTMAX, WEIGHTED, data_nodes, is_call, output_channel_axis
+from dreamquant.network.operators import (
+    PASSTHROUGH,
+    PRODUCTS,
+    SOFTMAX,
+    WEIGHTED,
+    bias_node,
+    data_nodes,
+    is_call,
+    output_channel_axis,
+)
 
 CLASSES, MULTILABEL, DENSE, FEATURES = "classes", "multilabel", "dense classes", "features"
 SEQUENCE, REGIONS, VALUES = "sequence classes", "regions", "values"
@@ -149,7 +159,7 @@ def find_outputs(network: Network) -> tuple[Output, ...]:
     images = _noise(network)
     seen = _Seen(graph, images)
     other = images[: TRIED - 1] if batch is None else torch.cat([images[:-1], images[-1:] + 1.0])
-    again = _run(graph, other)
+    again = run_once(graph, other)
     found = []
     for place, (node, name) in enumerate(zip(nodes, names, strict=True)):
         if node.op == "placeholder":
@@ -211,11 +221,11 @@ class _Seen:
     """
 
     def __init__(self, graph: fx.GraphModule, images: Tensor) -> None:
-        self.count, self.values = len(images), _run(graph, images)
+        self.count, self.values = len(images), run_once(graph, images)
         last = _last_squashings(graph.graph)
         self.scored = [torch.zeros_like(value, dtype=torch.bool) for value in self.values]
         if last:
-            zeros, ones = (_outputs(_Constant(graph, last, level).run(images)) for level in (0.0, 1.0))
+            zeros, ones = (_held(graph, last, level, images) for level in (0.0, 1.0))
             self.scored = [(zero == 0) & ((one - 1).abs() < SAME) for zero, one in zip(zeros, ones, strict=True)]
 
     def answer(self, place: int, output: Output) -> _Answer:
@@ -223,20 +233,11 @@ class _Seen:
         return _Answer(value, scored)
 
 
-class _Constant(fx.Interpreter):
-    """Runs a graph in which some nodes give nothing but one number."""
-
-    def __init__(self, graph: fx.GraphModule, nodes: Collection[fx.Node], level: float) -> None:
-        super().__init__(graph)
-        self.nodes, self.level = nodes, level
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        return torch.full_like(value, self.level) if n in self.nodes else value
-
-    def run(self, *args: Any, **kwargs: Any) -> Any:
-        with torch.no_grad():
-            return super().run(*args, **kwargs)
+def _held(graph: fx.GraphModule, nodes: Collection[fx.Node], level: float, images: Tensor) -> list[Tensor]:
+    """The outputs of a graph in which some nodes give nothing but one number."""
+    with torch.no_grad():
+        held = interpret(graph, images, after=lambda node, value: torch.full_like(value, level) if node in nodes else value)
+    return outputs_of(held)
 
 
 def _last_squashings(graph: fx.Graph) -> set[fx.Node]:
@@ -249,15 +250,6 @@ def _last_squashings(graph: fx.Graph) -> set[fx.Node]:
         elif is_call(node, SQUASHING):
             found.add(node)
     return found
-
-
-def _run(graph: fx.GraphModule, images: Tensor) -> list[Tensor]:
-    with torch.no_grad():
-        return _outputs(graph(images))
-
-
-def _outputs(result: Any) -> list[Tensor]:
-    return list(result) if isinstance(result, tuple | list) else [result]
 
 
 # ---- the kind
@@ -395,7 +387,7 @@ def _last_layer(node: fx.Node) -> tuple[fx.Node | None, bool, bool]:
             return None, False, False
         biased, linear = biased or adds, linear and not is_call(node, {aten.relu.default})
         node = inputs[0]
-    return node, biased or (len(node.args) > 2 and node.args[2] is not None), linear
+    return node, biased or bias_node(node) is not None, linear
 
 
 def _compete(graph: fx.GraphModule, layer: fx.Node, width: int) -> bool:

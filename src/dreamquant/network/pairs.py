@@ -160,10 +160,3 @@ def along_inputs(layer: fx.Node, weight: Tensor, values: Tensor, positions: int 
     groups = groups_of(layer)
     each = values.repeat_interleave(positions).view(groups, 1, -1)
     return each.expand(groups, len(weight) // groups, -1).reshape(len(weight), -1, *ones)
-
-
-def stored(node: fx.Node, place: int) -> fx.Node:
-    """The `get_attr` of a layer's weight (place 1) or bias (2)."""
-    found = node.args[place]
-    assert isinstance(found, fx.Node)
-    return found

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dreamquant.network.answers import class_logits, divergence, top1_agreement
-from dreamquant.network.graph import Network, by_image, whole_batches
+from dreamquant.network.graph import Network, by_image, joined, whole_batches
 from dreamquant.network.outputs import class_output
 from dreamquant.runtime import OnnxRunner
 
@@ -24,19 +24,18 @@ __all__ = [
 
 def float_answers(network: Network, images: Tensor, *, chunk: int = 64) -> list[Tensor]:
     """All outputs of the float network on images (N, C, H, W), each (N, ...)."""
-    with torch.no_grad():
-        pieces = [network.answers(piece) for piece in torch.split(images, chunk)]
-    return [torch.cat(parts) for parts in zip(*pieces, strict=True)]
+    return joined(network.answers, torch.split(images, chunk))
 
 
 def file_answers(network: Network, runner: OnnxRunner, images: Tensor, *, chunk: int = 32) -> list[Tensor]:
     """All outputs, each (N, ...), of a file that was written from the network, on images (N, C, H, W)."""
-    found = []
-    for piece in torch.split(images.contiguous(), runner.batch or chunk):
+
+    def run(piece: Tensor) -> list[Tensor]:
         filled = whole_batches(piece, runner.batch)
         values = [torch.from_numpy(np.ascontiguousarray(value)) for value in runner.all(filled.numpy())]
-        found.append([value[: len(piece)] for value in by_image(values, network.outputs, len(filled))])
-    return [torch.cat(parts) for parts in zip(*found, strict=True)]
+        return [value[: len(piece)] for value in by_image(values, network.outputs, len(filled))]
+
+    return joined(run, torch.split(images.contiguous(), runner.batch or chunk))
 
 
 def class_probabilities(network: Network, answers: list[Tensor]) -> Tensor | None:

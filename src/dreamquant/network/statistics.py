@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from dreamquant.network.answers import class_logits
 from dreamquant.network.graph import Network, aten, input_node, output_nodes, tensor_of, whole_batches
 from dreamquant.network.notes import shape_of
-from dreamquant.network.operators import CONVOLUTIONS, LINEARS, TRANSPOSED, WEIGHTED, is_call
+from dreamquant.network.operators import CONVOLUTIONS, LINEARS, TRANSPOSED, WEIGHTED, argument, is_call
 from dreamquant.network.outputs import class_output, main_output
 
 EPSILON = 1e-6  # added to variances before the root, as in the official code of ZeroQ, DSG and Genie
@@ -33,8 +33,8 @@ def batch_norms(network: Network) -> list[BatchNormStatistics]:
     return [
         BatchNormStatistics(
             node.name,
-            tensor_of(network.graph, node.args[3]),  # type: ignore[arg-type]
-            (tensor_of(network.graph, node.args[4]) + EPSILON).sqrt(),  # type: ignore[arg-type]
+            tensor_of(network.graph, argument(node, 3)),
+            (tensor_of(network.graph, argument(node, 4)) + EPSILON).sqrt(),
         )
         for node in _batch_norm_nodes(network.graph.graph)
     ]
@@ -55,9 +55,9 @@ def probe(network: Network, *, before_stride: Callable[[Tensor], Tensor] | None 
     """
     graph = network.graph.graph
     last = next((node for node in reversed(graph.nodes) if is_call(node, WEIGHTED)), None)
-    embedded = input_node(graph) if last is None else last.args[0]
-    entering = [node.args[0] for node in _batch_norm_nodes(graph)]
-    run = watch(network, [*entering, embedded], before_stride=before_stride)  # type: ignore[list-item]
+    embedded = input_node(graph) if last is None else argument(last, 0)
+    entering = [argument(node, 0) for node in _batch_norm_nodes(graph)]
+    run = watch(network, [*entering, embedded], before_stride=before_stride)
 
     def show(images: Tensor) -> Probed:
         scores, (*features, embedding) = run(images)

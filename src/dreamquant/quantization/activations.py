@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,11 +13,11 @@ from torch import Tensor, fx
 from dreamquant.methods import find_method
 from dreamquant.quantization.batchnorm import grids_from_batchnorm
 from dreamquant.quantization.effect import Effect, effects, narrowed, together
-from dreamquant.quantization.grid import FakeQuantize, Grid, grid_of_range
+from dreamquant.quantization.grid import Grid, grid_of_range
 from dreamquant.quantization.sites import score_nodes
 from dreamquant.quantization.student import Student
 from dreamquant.quantization.through import following_function, narrow
-from dreamquant.quantization.walk import Chunks, quantizer_of, walk
+from dreamquant.quantization.walk import Chunks, quantizer_named, quantizer_of, walk
 
 Deciders = dict[str, tuple[fx.Node, ...]]  # as from `prepare`
 Find = Callable[[str, list[Chunks]], Grid]
@@ -30,7 +31,8 @@ def grid_finder(student: Student, widths: dict[str, int], deciders: Deciders, im
     """
     plan = student.plan
     ranges = find_method("ranges", plan.activation_ranges)
-    options = ranges.check_options(plan.activation_options)
+    by_default = partial(ranges.function, **ranges.check_options(plan.activation_options))
+    own = {name: find_method("ranges", method).function for name, method in plan.tensor_ranges.items()}
     functions = {name: following_function(nodes) if plan.placement == "integer" else None for name, nodes in deciders.items()}
     scores = score_nodes(next(iter(deciders.values()))[0].graph) if deciders and plan.keep_scores else set()
     felt: dict[fx.Node, Effect] = {}
@@ -41,7 +43,7 @@ def grid_finder(student: Student, widths: dict[str, int], deciders: Deciders, im
         flat = _by_image(values).unsqueeze(0)
         form: dict[str, Any] = {"bits": widths[name], "symmetric": plan.activation_symmetric}
         whole = plan.keep_scores and any(node in scores for node in deciders[name])
-        low, high = flat.flatten(1).aminmax(dim=1) if whole else ranges.function(flat, **form, **options)
+        low, high = flat.flatten(1).aminmax(dim=1) if whole else own.get(name, by_default)(flat, **form)
         function = functions[name]
         if function is not None:
             low, high = narrow(flat.flatten(1), low, high, function, **form)
@@ -53,15 +55,13 @@ def grid_finder(student: Student, widths: dict[str, int], deciders: Deciders, im
     return find
 
 
-def activation_grids(
-    student: Student, widths: dict[str, int], deciders: Deciders, images: Tensor, find: Find, *, chunk: int
-) -> None:
+def activation_grids(student: Student, widths: dict[str, int], deciders: Deciders, images: Tensor, find: Find) -> None:
     """Give every activation its grid: from BatchNorm statistics where the plan says so, else by `find` from the values that
-    images (N, C, H, W), run in pieces of `chunk`, have there."""
+    images (N, C, H, W) have there."""
     if student.plan.range_source == "batchnorm":
-        _set_grids(student, grids_from_batchnorm(student, widths, deciders))
+        set_grids(student, grids_from_batchnorm(student, widths, deciders))
     else:
-        _grids_of_samples(student, images, deciders, find, chunk=chunk)
+        _grids_of_samples(student, images, deciders, find)
 
 
 def _by_image(tensors: list[Chunks]) -> Tensor:
@@ -71,7 +71,7 @@ def _by_image(tensors: list[Chunks]) -> Tensor:
     return torch.cat([value.reshape(rows, -1) for value in whole], 1)
 
 
-def _grids_of_samples(student: Student, images: Tensor, deciders: Deciders, find: Find, *, chunk: int) -> None:
+def _grids_of_samples(student: Student, images: Tensor, deciders: Deciders, find: Find) -> None:
     """Find every activation grid in one walk: on the float network's values or on the quantized prefix's.
 
     A grid that is shared is found where the last of its deciders is computed; tensors that come before are float until then.
@@ -91,12 +91,11 @@ def _grids_of_samples(student: Student, images: Tensor, deciders: Deciders, find
                 if student.plan.observe == "quantized":
                     quantizer_of(graph, node).grid = found[name]
 
-    walk(graph, images, chunk=chunk, before=before)
-    _set_grids(student, found)
+    walk(student.network, images, before=before)
+    set_grids(student, found)
 
 
-def _set_grids(student: Student, grids: dict[str, Grid]) -> None:
+def set_grids(student: Student, grids: Mapping[str, Grid]) -> None:
+    """Put grids in, by their quantizers' names."""
     for name, grid in grids.items():
-        quantizer = student.network.graph.get_submodule(name)
-        assert isinstance(quantizer, FakeQuantize)
-        quantizer.grid = grid
+        quantizer_named(student.network.graph, name).grid = grid

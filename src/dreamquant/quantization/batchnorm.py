@@ -12,7 +12,7 @@ from dreamquant.network.distribution import Distribution, distributions, has_sta
 from dreamquant.network.edit import set_tensor
 from dreamquant.network.graph import tensor_of
 from dreamquant.network.notes import notes
-from dreamquant.network.operators import LINEARS, data_inputs, data_nodes
+from dreamquant.network.operators import LINEARS, bias_node, data_inputs, data_nodes, unquantized
 from dreamquant.quantization.grid import Grid, grid_of_range
 from dreamquant.quantization.student import Student, quantizer_nodes
 from dreamquant.quantization.through import following_function, narrow
@@ -61,10 +61,10 @@ def correct_biases(student: Student) -> None:
         if notes(quantizer).kind != "weight":
             continue
         layer, grid = next(iter(quantizer.users)), quantizer_of(graph, quantizer).grid
-        source, bias = layer.args[0], layer.args[2] if len(layer.args) > 2 else None
-        if not isinstance(source, fx.Node) or source not in known or not isinstance(bias, fx.Node) or grid is None:
+        source, bias = layer.args[0], bias_node(layer)
+        if not isinstance(source, fx.Node) or source not in known or bias is None or grid is None:
             continue
-        bias = bias.all_input_nodes[0] if bias.op == "call_module" else bias
+        bias = unquantized(bias)
         if len(bias.users) > 1:
             continue  # shared by layers with errors of their own
         weight = tensor_of(graph, quantizer.all_input_nodes[0])

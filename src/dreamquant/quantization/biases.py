@@ -8,11 +8,11 @@ from torch import Tensor, fx
 from dreamquant.network.edit import set_tensor
 from dreamquant.network.graph import tensor_of
 from dreamquant.network.notes import notes
-from dreamquant.network.operators import WEIGHTED, is_call
+from dreamquant.network.operators import WEIGHTED, argument, bias_node, is_call, unquantized
 from dreamquant.quantization.batchnorm import correct_biases
 from dreamquant.quantization.grid import Grid
 from dreamquant.quantization.student import Student, quantizer_nodes
-from dreamquant.quantization.walk import CHUNK, Chunks, float_tensor, keep_float, quantizer_of, walk
+from dreamquant.quantization.walk import Chunks, float_tensor, keep_float, quantizer_of, walk
 
 LARGEST_BIAS = 2**30  # of an int32; the rest is room for the sum of products
 
@@ -35,10 +35,10 @@ def settle_biases(student: Student, images: Tensor) -> None:
         return
 
     def after(node: fx.Node, quantized: Chunks, exact: Chunks) -> None:
-        bias = node.args[2] if is_call(node, WEIGHTED) and len(node.args) > 2 else None
-        if not isinstance(bias, fx.Node):
+        bias = bias_node(node) if is_call(node, WEIGHTED) else None
+        if bias is None:
             return
-        stored = bias.all_input_nodes[0] if bias.op == "call_module" else bias
+        stored = unquantized(bias)
         if len(stored.users) > 1:
             return  # shared by layers with errors of their own
         channel = quantized[0].dim() - 1 if node.target is torch.ops.aten.linear.default else 1
@@ -52,7 +52,7 @@ def settle_biases(student: Student, images: Tensor) -> None:
         for index, value in enumerate(quantized):
             quantized[index] = value - error.view(shape)
 
-    walk(graph, images, chunk=student.network.batch or CHUNK, after=after)
+    walk(student.network, images, after=after)
     rebase_biases(student)
 
 
@@ -60,11 +60,9 @@ def restore_biases(student: Student) -> None:
     """Give layers the float network's biases back, where they were corrected."""
     graph = student.network.graph
     for node in graph.graph.nodes:
-        bias = node.args[2] if is_call(node, WEIGHTED) and len(node.args) > 2 else None
-        if isinstance(bias, fx.Node):
-            stored = bias.all_input_nodes[0] if bias.op == "call_module" else bias
-            if notes(stored).kept is not None:
-                set_tensor(graph, stored, float_tensor(graph, stored).clone())
+        bias = bias_node(node) if is_call(node, WEIGHTED) else None
+        if bias is not None and notes(unquantized(bias)).kept is not None:
+            set_tensor(graph, unquantized(bias), float_tensor(graph, unquantized(bias)).clone())
 
 
 def rebase_biases(student: Student) -> None:
@@ -75,11 +73,8 @@ def rebase_biases(student: Student) -> None:
         if notes(node).kind != "bias":
             continue
         layer = next(iter(node.users))
-        source, weight = layer.args[0], layer.args[1]
-        assert isinstance(source, fx.Node)
-        assert isinstance(weight, fx.Node)
+        source, weight_quantizer = argument(layer, 0), quantizer_of(graph, argument(layer, 1))
         input_grid = quantizer_of(graph, source).grid if source.op == "call_module" else None
-        weight_quantizer = quantizer_of(graph, weight)
         grid, bias = weight_quantizer.grid, tensor_of(graph, node.all_input_nodes[0])
         if not isinstance(input_grid, Grid) or not isinstance(grid, Grid):
             continue

@@ -10,7 +10,6 @@ from dreamquant.quantization.activations import activation_grids, grid_finder
 from dreamquant.quantization.biases import settle_biases
 from dreamquant.quantization.plan import Bits, Plan
 from dreamquant.quantization.student import Student, prepare
-from dreamquant.quantization.walk import CHUNK
 from dreamquant.quantization.weights import weight_grids
 
 
@@ -23,7 +22,7 @@ def calibrate(network: Network, images: Tensor, plan: Plan, bits: Bits) -> Stude
     images = even_batches(network, images)
     find = grid_finder(student, widths, deciders, images)  # while its network is still the float one
     weight_grids(student, widths)
-    activation_grids(student, widths, deciders, images, find, chunk=network.batch or CHUNK)
+    activation_grids(student, widths, deciders, images, find)
     settle_biases(student, images)
     return student
 

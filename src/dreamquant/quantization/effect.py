@@ -18,7 +18,8 @@ from torch import Tensor, fx
 
 from dreamquant.errors import ModelError
 from dreamquant.network.answers import margins, spreads
-from dreamquant.network.graph import Network, by_image, whole_batches
+from dreamquant.network.graph import Network, by_image, in_pieces
+from dreamquant.network.interpreter import interpret
 from dreamquant.network.scores import float_answers
 from dreamquant.quantization.grid import Grid, grid_of_range
 from dreamquant.quantization.histogram import BINS
@@ -34,10 +35,14 @@ class Effect:
     points: Tensor
     slopes: Tensor
 
-    def of(self, grids: list[Grid]) -> Tensor:
-        """The mean squared distance that each grid moves the answers by, to first order: (len(grids),)."""
+    def moves(self, grids: list[Grid]) -> Tensor:
+        """The squared distances that each grid moves the answers by, to first order: (images x margins, len(grids))."""
         errors = torch.stack([grid.fake(self.points) - self.points for grid in grids], 1)
-        return (self.slopes @ errors).square().mean(0)
+        return (self.slopes @ errors).square()
+
+    def of(self, grids: list[Grid]) -> Tensor:
+        """The mean of `moves`: (len(grids),)."""
+        return self.moves(grids).mean(0)
 
 
 def together(parts: list[Effect]) -> Effect:
@@ -63,21 +68,21 @@ def effects(network: Network, nodes: Collection[fx.Node], images: Tensor) -> dic
     if not nodes:
         return {}
     graph, size = network.graph, network.batch or CHUNK
-    pieces = torch.split(whole_batches(images[:IMAGES], network.batch), size)
+    pieces = in_pieces(images[:IMAGES], network.batch, CHUNK)
     limits = _limits(graph, nodes, pieces)
     variances = spreads(network.outputs, float_answers(network, images[:IMAGES], chunk=size))
     found: dict[fx.Node, list[Tensor]] = {}
     for piece in pieces:
-        recorder = _Recorder(graph, nodes)
         with torch.enable_grad():
-            followed = _followed(network, recorder.run(piece), variances, len(piece))
+            result, seen = _seen(graph, nodes, piece)
+            followed = _followed(network, result, variances, len(piece))
             if not followed:
                 raise ModelError("effect_limit asks how far errors move the answers, and they have no gradient")
             for number, margin in enumerate(followed):
                 gradients = torch.autograd.grad(
-                    margin, list(recorder.seen.values()), retain_graph=number + 1 < len(followed), allow_unused=True
+                    margin, list(seen.values()), retain_graph=number + 1 < len(followed), allow_unused=True
                 )
-                for (node, value), gradient in zip(recorder.seen.items(), gradients, strict=True):
+                for (node, value), gradient in zip(seen.items(), gradients, strict=True):
                     if gradient is not None:
                         found.setdefault(node, []).append(_histogram(value.detach(), gradient, *limits[node]))
     result = {node: Effect(_centres(*limits[node]), torch.cat(slopes)) for node, slopes in found.items()}
@@ -97,21 +102,18 @@ def _followed(network: Network, result: Any, variances: list[float], count: int)
     return [margin for one in found for margin in one.sum(0)]
 
 
-class _Recorder(fx.Interpreter):
-    """Runs a graph and keeps what some of its nodes compute, so that gradients of it can be taken where they are enabled."""
+def _seen(graph: fx.GraphModule, nodes: Collection[fx.Node], piece: Tensor) -> tuple[Any, dict[fx.Node, Tensor]]:
+    """What a graph returns and what some of its nodes compute, so that gradients of it can be taken where they are enabled."""
+    seen: dict[fx.Node, Tensor] = {}
 
-    def __init__(self, graph: fx.GraphModule, nodes: Collection[fx.Node]) -> None:
-        super().__init__(graph)
-        self.seen: dict[fx.Node, Tensor] = {}
-        self._nodes = nodes
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if n in self._nodes and isinstance(value, Tensor):
+    def after(node: fx.Node, value: Any) -> Any:
+        if node in nodes and isinstance(value, Tensor):
             if torch.is_grad_enabled() and not value.requires_grad:
                 value = value.detach().requires_grad_()
-            self.seen[n] = value
+            seen[node] = value
         return value
+
+    return interpret(graph, piece, after=after), seen
 
 
 def _limits(graph: fx.GraphModule, nodes: Collection[fx.Node], pieces: tuple[Tensor, ...]) -> dict[fx.Node, tuple[float, float]]:
@@ -119,9 +121,7 @@ def _limits(graph: fx.GraphModule, nodes: Collection[fx.Node], pieces: tuple[Ten
     found: dict[fx.Node, tuple[float, float]] = {}
     with torch.no_grad():
         for piece in pieces:
-            recorder = _Recorder(graph, nodes)
-            recorder.run(piece)
-            for node, value in recorder.seen.items():
+            for node, value in _seen(graph, nodes, piece)[1].items():
                 low, high = (end.item() for end in value.aminmax())
                 before = found.get(node, (low, high))
                 found[node] = min(low, before[0]), max(high, before[1])

@@ -12,7 +12,8 @@ from torch import Tensor, fx
 from dreamquant.errors import OptionError, unknown
 from dreamquant.methods import find_method
 from dreamquant.network.graph import Network
-from dreamquant.network.notes import Kind, Notes, dtype_of, notes, set_notes, shape_of
+from dreamquant.network.notes import Kind, Notes, notes, set_notes
+from dreamquant.network.operators import WEIGHTED, argument, bias_node, is_call
 from dreamquant.quantization.codebook import Codebook
 from dreamquant.quantization.grid import FakeQuantize, Grid
 from dreamquant.quantization.plan import Bits, Plan
@@ -67,6 +68,12 @@ def quantizer_nodes(graph: fx.Graph) -> list[fx.Node]:
     return [node for node in graph.nodes if node.op == "call_module" and notes(node).kind is not None]
 
 
+def weight_quantizer(layer: fx.Node) -> fx.Node | None:
+    """The node that puts a layer's weight on its grid; None where the weight is float, or there is none."""
+    weight = layer.args[1] if is_call(layer, WEIGHTED) else None
+    return weight if isinstance(weight, fx.Node) and notes(weight).kind == "weight" else None
+
+
 def prepare(network: Network, plan: Plan, bits: Bits) -> tuple[Student, dict[str, int], dict[str, tuple[fx.Node, ...]]]:
     """A student whose quantizers are in place but have no grids yet, so that it still computes the float function.
 
@@ -86,13 +93,12 @@ def prepare(network: Network, plan: Plan, bits: Bits) -> tuple[Student, dict[str
         if plan.layer(layer.name).keep_float:
             continue
         special = {0: plan.first_weight_bits, len(layers) - 1: plan.last_weight_bits}
-        weight = layer.args[1]
-        assert isinstance(weight, fx.Node)
+        weight = argument(layer, 1)
         name = f"{weight.target}_grid"
         widths[name] = max(widths.get(name, 0), plan.layer(layer.name).weight_bits or special.get(index) or bits.weights)
         _insert(graph, weight, name, "weight", users=[layer])
-        bias = layer.args[2] if len(layer.args) > 2 else None
-        if plan.integer_bias and plan.weight_levels == "uniform" and isinstance(bias, fx.Node):
+        bias = bias_node(layer)
+        if plan.integer_bias and plan.weight_levels == "uniform" and bias is not None:
             _insert(graph, bias, f"{layer.name}_bias_grid", "bias", users=[layer])
     graph.graph.lint()
     graph.recompile()
@@ -123,6 +129,6 @@ def _insert(graph: fx.GraphModule, node: fx.Node, name: str, kind: Kind, *, user
         graph.add_module(name, FakeQuantize())
     with graph.graph.inserting_after(node):
         quantizer = graph.graph.call_module(name, (node,))
-    set_notes(quantizer, Notes(shape_of(node), dtype_of(node), kind=kind))
+    set_notes(quantizer, Notes(notes(node).shape, notes(node).dtype, kind=kind))
     for user in users:
         user.replace_input_with(node, quantizer)

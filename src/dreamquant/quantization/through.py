@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from dreamquant.network.graph import aten
+from dreamquant.network.interpreter import call
 from dreamquant.network.operators import is_call
 from dreamquant.quantization.grid import grid_of_range
 from dreamquant.quantization.histogram import summarize
@@ -45,11 +46,7 @@ def following_function(deciders: tuple[fx.Node, ...]) -> Callable[[Tensor], Tens
 
 
 def _call(node: fx.Node) -> Callable[[Tensor], Tensor]:
-    def function(x: Tensor) -> Tensor:
-        result: Tensor = node.target(x, *node.args[1:], **node.kwargs)  # type: ignore[operator]
-        return result
-
-    return function
+    return lambda x: call(node, dict.fromkeys(node.all_input_nodes, x))
 
 
 def narrow(

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, fx
 
-from dreamquant.network.graph import is_input, tensor_of
+from dreamquant.network.edit import add_buffer
+from dreamquant.network.graph import Network, in_pieces, tensor_of
+from dreamquant.network.interpreter import Values, call, interpret
 from dreamquant.network.notes import notes, set_notes
-from dreamquant.quantization.grid import FakeQuantize
+from dreamquant.quantization.codebook import Codebook
+from dreamquant.quantization.grid import FakeQuantize, Grid
 
 CHUNK = 32  # images run at once
 
@@ -34,10 +38,19 @@ class Piece(Protocol):
 
 
 P = TypeVar("P", bound=Piece)
+_INSIDE = object()  # in place of what a piece computes by itself
+
+
+class _Both(NamedTuple):
+    """What the student has at a node, and what the float network: in pieces, or one value where no image is asked for."""
+
+    quantized: list[Any]
+    exact: list[Any]
+    stored: bool = False
 
 
 def walk(
-    graph: fx.GraphModule,
+    network: Network,
     images: Tensor,
     *,
     chunk: int = CHUNK,
@@ -46,7 +59,7 @@ def walk(
     pieces: Mapping[fx.Node, P] | None = None,
     during: Callable[[P, Chunks, Chunks], tuple[Chunks, Chunks]] | None = None,
 ) -> None:
-    """Run a student's graph on images (N, C, H, W), with its quantizers and, beside it, without any.
+    """Run a student's network on images (N, C, H, W), with its quantizers and, beside it, without any.
 
     Each node is run on all pieces of `chunk` images before the next node is. `before(node, quantized, float)` is called with
     the input of an activation quantizer that is about to run; `after(node, quantized, float)` with the outputs of every
@@ -54,76 +67,50 @@ def walk(
     lists hold the same tensors. Values are dropped after their last use. `pieces`, by their first nodes, are not run node by
     node: `during(piece, quantized, float)` gets what both networks have as the piece's input, and returns its outputs.
     """
-    split = list(torch.split(images, chunk))
-    inside: set[fx.Node] = set()
-    stored: dict[fx.Node, Any] = {}
-    quantized: dict[fx.Node, list[Any]] = {}
-    exact: dict[fx.Node, list[Any]] = {}
-    last_use = {argument: node for node in graph.graph.nodes for argument in node.all_input_nodes}
+    graph = network.graph
+    parts = list(in_pieces(images, network.batch, chunk))
+
+    def step(node: fx.Node, values: Values) -> Any:
+        sources = node.all_input_nodes
+        if pieces is not None and node in pieces:
+            assert during is not None
+            piece = pieces[node]
+            entering: _Both = values[piece.input]
+            values.update(dict.fromkeys(piece.nodes, _INSIDE))
+            values[piece.output] = _Both(*during(piece, entering.quantized, entering.exact))
+            return values[node]
+        if node.op == "output" or any(values[source] is _INSIDE for source in sources):
+            return _INSIDE  # what gives several tensors, as a split does, is no node of a piece, and is computed in it
+        if node.op == "get_attr":
+            return _Both([tensor_of(graph, node)], [float_tensor(graph, node)], stored=True)
+        inputs: list[_Both] = [values[source] for source in sources]
+        stored = all(one.stored for one in inputs)
+        if node.op == "call_module":
+            if before is not None and not stored:
+                before(node, inputs[0].quantized, inputs[0].exact)
+            quantizer = quantizer_of(graph, node)
+            return _Both([quantizer(value) for value in inputs[0].quantized], inputs[0].exact, stored)
+        count = 1 if stored else len(parts)
+        quantized = _computed(node, {source: values[source].quantized for source in sources}, count)
+        same = all(one is other for each in inputs for one, other in zip(each.quantized, each.exact, strict=True))
+        exact = list(quantized) if same else _computed(node, {source: values[source].exact for source in sources}, count)
+        if after is not None and not stored and isinstance(quantized[0], Tensor):
+            after(node, quantized, exact)
+        return _Both(quantized, exact, stored)
+
     with torch.no_grad():
-        for node in graph.graph.nodes:
-            if is_input(node):
-                quantized[node], exact[node] = list(split), list(split)
-            elif node.op == "output":
-                break
-            elif pieces is not None and node in pieces:
-                assert during is not None
-                piece = pieces[node]
-                inside.update(piece.nodes)
-                quantized[piece.output], exact[piece.output] = during(piece, quantized[piece.input], exact[piece.input])
-            elif node in inside or any(argument in inside and argument not in quantized for argument in node.all_input_nodes):
-                inside.add(node)  # what gives several tensors, as a split does, is no node of a piece, and is computed in it
-            elif not any(argument in quantized for argument in node.all_input_nodes):
-                stored[node] = _compute(graph, node, stored)
-            elif node.op == "call_module":
-                source = node.all_input_nodes[0]
-                if before is not None:
-                    before(node, quantized[source], exact[source])
-                quantizer = graph.get_submodule(str(node.target))
-                quantized[node], exact[node] = [quantizer(value) for value in quantized[source]], exact[source]
-            else:
-                quantized[node], exact[node] = _both(graph, node, stored, quantized, exact, len(split))
-                if after is not None and isinstance(quantized[node][0], Tensor):
-                    after(node, quantized[node], exact[node])
-            for argument in node.all_input_nodes:
-                if last_use[argument] is node:
-                    quantized.pop(argument, None)
-                    exact.pop(argument, None)
+        interpret(graph, _Both(parts, list(parts)), step=step)
 
 
-def _both(
-    graph: fx.GraphModule,
-    node: fx.Node,
-    stored: dict[fx.Node, Any],
-    quantized: dict[fx.Node, list[Any]],
-    exact: dict[fx.Node, list[Any]],
-    count: int,
-) -> tuple[list[Any], list[Any]]:
-    inputs = [argument for argument in node.all_input_nodes if argument in quantized]
-    constants = [argument for argument in node.all_input_nodes if argument in stored]
-    same = not any(argument.op == "call_module" or notes(argument).kept is not None for argument in constants) and all(
-        first is second for argument in inputs for first, second in zip(quantized[argument], exact[argument], strict=True)
-    )
-    first = [_compute(graph, node, {**stored, **{n: quantized[n][i] for n in inputs}}) for i in range(count)]
-    if same:
-        return first, list(first)
-    plain = {**stored, **{argument: _float(graph, argument, stored) for argument in constants}}
-    return first, [_compute(graph, node, {**plain, **{n: exact[n][i] for n in inputs}}) for i in range(count)]
-
-
-def _float(graph: fx.GraphModule, node: fx.Node, stored: dict[fx.Node, Any]) -> Any:
-    """A stored value as the float network has it."""
-    node = node.all_input_nodes[0] if node.op == "call_module" else node
-    return float_tensor(graph, node) if node.op == "get_attr" else stored[node]
+def _computed(node: fx.Node, inputs: Mapping[fx.Node, list[Any]], count: int) -> list[Any]:
+    """What a node gives in each of `count` pieces; stored inputs have one value for all."""
+    return [call(node, {one: found[min(place, len(found) - 1)] for one, found in inputs.items()}) for place in range(count)]
 
 
 def keep_float(graph: fx.GraphModule, node: fx.Node) -> None:
     """Remember what a `get_attr` node reads, before the student's value of it is changed, as the float network's."""
     if notes(node).kept is None:
-        name = f"{node.target}_float"
-        while hasattr(graph, name):
-            name += "_"
-        graph.register_buffer(name, tensor_of(graph, node))
+        name = add_buffer(graph, f"{node.target}_float", tensor_of(graph, node))
         set_notes(node, replace(notes(node), kept=name))
 
 
@@ -133,17 +120,26 @@ def float_tensor(graph: fx.GraphModule, node: fx.Node) -> Tensor:
     return tensor_of(graph, node) if kept is None else graph.get_buffer(kept)
 
 
-def _compute(graph: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
-    if node.op == "get_attr":
-        return tensor_of(graph, node)
-    arguments = fx.node.map_arg((node.args, node.kwargs), lambda argument: values[argument])
-    args, kwargs = arguments
-    target = graph.get_submodule(str(node.target)) if node.op == "call_module" else node.target
-    return target(*args, **kwargs)  # type: ignore[operator]
+def quantizer_named(graph: fx.GraphModule, name: str) -> FakeQuantize:
+    """The quantizer of this name."""
+    quantizer = graph.get_submodule(name)
+    assert isinstance(quantizer, FakeQuantize)
+    return quantizer
 
 
 def quantizer_of(graph: fx.GraphModule, node: fx.Node) -> FakeQuantize:
     """The quantizer that a `call_module` node runs."""
-    quantizer = graph.get_submodule(str(node.target))
-    assert isinstance(quantizer, FakeQuantize)
-    return quantizer
+    return quantizer_named(graph, str(node.target))
+
+
+@contextmanager
+def with_grids(grids: Mapping[FakeQuantize, Grid | Codebook | None]) -> Iterator[None]:
+    """Quantizers on other grids, or none, for as long as this lasts."""
+    before = {quantizer: quantizer.grid for quantizer in grids}
+    try:
+        for quantizer, grid in grids.items():
+            quantizer.grid = grid
+        yield
+    finally:
+        for quantizer, kept in before.items():
+            quantizer.grid = kept

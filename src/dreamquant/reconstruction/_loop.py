@@ -6,7 +6,6 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -23,7 +22,7 @@ from dreamquant.quantization.biases import restore_biases, settle_biases
 from dreamquant.quantization.grid import FakeQuantize, Grid
 from dreamquant.quantization.plan import LARGEST_BITS
 from dreamquant.quantization.student import Student, quantizer_nodes
-from dreamquant.quantization.walk import Chunks, keep_float, quantizer_of, walk
+from dreamquant.quantization.walk import Chunks, keep_float, quantizer_named, quantizer_of, walk, with_grids
 from dreamquant.reconstruction._learned import LearnedStep, SoftRounding, mixed
 from dreamquant.reconstruction._store import Progress, Spill
 from dreamquant.reconstruction._units import Unit, grouped, layer_units, segment_units
@@ -31,7 +30,6 @@ from dreamquant.samples import in_order
 
 Callback = Callable[[int, int, float], None]  # (steps done, steps in all, loss)
 LARGEST_BETA, SMALLEST_BETA = 20.0, 2.0
-CHUNK = 32
 FLOAT_BYTES, KEPT_VALUES = 4, 3  # of a tensor in training: itself, its gradient, what its quantizer keeps
 
 log = logging.getLogger("dreamquant")
@@ -146,8 +144,10 @@ def _pass(
         return spill([unit.run(value) for value in quantized]), targets
 
     graph = student.network.graph
-    with _float_activations(graph) if schedule.activations == "off" else nullcontext():
-        walk(graph, images, chunk=student.network.batch or CHUNK, pieces=work, during=during)
+    activations = [node for node in quantizer_nodes(graph.graph) if notes(node).kind == "activation"]
+    off = activations if schedule.activations == "off" else []
+    with with_grids(dict.fromkeys(quantizer_of(graph, node) for node in off)):
+        walk(student.network, images, pieces=work, during=during)
 
 
 def _units(student: Student, schedule: Schedule) -> list[Unit]:
@@ -272,9 +272,7 @@ def _learn(
         set_tensor(unit.graph, stored, in_order(weight))
         quantizer_of(unit.graph, node).grid = grid
     for name, learnt_step in steps.items():
-        submodule = unit.graph.get_submodule(name)
-        assert isinstance(submodule, FakeQuantize)
-        submodule.grid = learnt_step.learnt()
+        quantizer_named(unit.graph, name).grid = learnt_step.learnt()
 
 
 def _take(chunks: Chunks, rows: list[int]) -> Tensor:
@@ -287,17 +285,3 @@ def _grid(graph: fx.GraphModule, node: fx.Node) -> Grid:
     grid = quantizer_of(graph, node).grid
     assert isinstance(grid, Grid)
     return grid
-
-
-@contextmanager
-def _float_activations(graph: fx.GraphModule) -> Iterator[None]:
-    """Activation quantizers that let everything through, for as long as this lasts."""
-    quantizers = {quantizer_of(graph, node) for node in quantizer_nodes(graph.graph) if notes(node).kind == "activation"}
-    grids = {quantizer: quantizer.grid for quantizer in quantizers}
-    try:
-        for quantizer in quantizers:
-            quantizer.grid = None
-        yield
-    finally:
-        for quantizer, grid in grids.items():
-            quantizer.grid = grid

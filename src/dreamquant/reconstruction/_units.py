@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, fx
 
-from dreamquant.network.graph import aten, tensor_of
+from dreamquant.network.graph import aten, needed_by, tensor_of
+from dreamquant.network.interpreter import Values, call, compute, interpret
 from dreamquant.network.notes import is_tensor, notes, shape_of
-from dreamquant.network.operators import WEIGHTED, data_inputs, is_call
+from dreamquant.network.operators import WEIGHTED, data_inputs, data_nodes, is_call
 from dreamquant.network.segments import segments
 from dreamquant.quantization.sites import ACTIVATION_FUNCTIONS
 from dreamquant.quantization.student import Student
@@ -54,34 +56,29 @@ class Unit:
 
     def run(self, x: Tensor, modules: Modules | None = None, *, exact: bool = False) -> Tensor:
         """The unit's output for inputs x; `modules` run in the place of their quantizers. `exact`: without any quantizer."""
-        values: dict[fx.Node, Any] = {self.input: x}
-        for node in self.nodes:
-            self._value(node, values, modules or {}, exact)
-        result: Tensor = values[self.output]
+
+        def step(node: fx.Node, values: Values) -> Any:
+            if node.op == "get_attr":
+                return (float_tensor if exact else tensor_of)(self.graph, node)
+            if node.op == "call_module":
+                source = values[node.all_input_nodes[0]]
+                if exact or (notes(node).kind == "bias" and modules):
+                    return source
+                return call(node, values, modules[node]) if modules and node in modules else compute(self.graph, node, values)
+            if node.target is _SIZE and node.all_input_nodes[0] not in self.nodes:
+                axis: Any = node.args[1]
+                return len(x) if axis == 0 else shape_of(node.args[0])[axis]
+            return compute(self.graph, node, values)
+
+        result: Tensor = interpret(self.graph, x, step=step, values={self.input: x}, nodes=self._needed)
         return result
 
-    def _value(self, node: fx.Node, values: dict[fx.Node, Any], modules: Modules, exact: bool) -> Any:
-        """A node's value, computed where it is asked for. No closure that knows itself: it would keep a step's tensors alive."""
-        if node not in values:
-            values[node] = self._compute(node, values, modules, exact)
-        return values[node]
-
-    def _compute(self, node: fx.Node, values: dict[fx.Node, Any], modules: Modules, exact: bool) -> Any:
-        def value(argument: fx.Node) -> Any:
-            return self._value(argument, values, modules, exact)
-
-        if node.op == "get_attr":
-            return (float_tensor if exact else tensor_of)(self.graph, node)
-        if node.op == "call_module":
-            source = value(node.all_input_nodes[0])
-            if exact or (notes(node).kind == "bias" and modules):
-                return source
-            return (modules[node] if node in modules else self.graph.get_submodule(str(node.target)))(source)
-        if node.target is _SIZE and node.all_input_nodes[0] not in self.nodes:
-            axis: Any = node.args[1]
-            return len(values[self.input]) if axis == 0 else shape_of(node.args[0])[axis]
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+    @cached_property
+    def _needed(self) -> list[fx.Node]:
+        """The unit's nodes and what they read beside its input: stored tensors, their quantizers, sizes."""
+        given = set(data_nodes(self.graph.graph)).difference(self.nodes)
+        needed = needed_by(self.nodes, given)
+        return [node for node in self.graph.graph.nodes if node in needed]
 
 
 def segment_units(student: Student) -> list[Unit]:

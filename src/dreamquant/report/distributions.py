@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from dreamquant.network.graph import tensor_of, whole_batches
+from dreamquant.network.graph import tensor_of
 from dreamquant.quantization.codebook import Codebook
 from dreamquant.quantization.grid import Grid
-from dreamquant.quantization.student import Student
+from dreamquant.quantization.student import Student, weight_quantizer
 from dreamquant.quantization.walk import Chunks, float_tensor, walk
-from dreamquant.report.layers import grid_at, input_quantizer, weight_quantizer
+from dreamquant.report.layers import grid_at, input_quantizer
 from dreamquant.report.words import counted, number, percent, sentence
 
 BINS = 64  # of a grid's range; a whole number of them for a level, or of levels for one
@@ -150,8 +150,7 @@ def input_panels(student: Student, images: Tensor, layers: Sequence[fx.Node]) ->
         if node in wanted.values() and isinstance(grid, Grid):
             found[node] = _input_panel(torch.cat([value.flatten() for value in quantized]), grid, len(images))
 
-    batch = student.network.batch
-    walk(student.network.graph, whole_batches(images, batch), chunk=batch or 32, before=before)
+    walk(student.network, images, before=before)
     return {name: found[node] for name, node in wanted.items() if node in found}
 
 

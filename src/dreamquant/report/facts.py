@@ -152,7 +152,7 @@ def about_dreams(result: Result, measures: DreamMeasures | None) -> dict[str, st
         "seed": f"{result.seed}, held out {result.seed + 1}",
         "made in": seconds(result.seconds["synthesis"]),
     }
-    if result.choice.candidates:
+    if result.choice.taken is not None:
         found["ranges found on them"] = result.choice.sentence()
     if classes is not None:
         found["mean confidence"] = f"{classes.confidence:.2f}"

@@ -16,7 +16,7 @@ from dreamquant.network.pairs import groups_of
 from dreamquant.quantization.codebook import Codebook
 from dreamquant.quantization.grid import Grid
 from dreamquant.quantization.sites import is_passthrough
-from dreamquant.quantization.student import Student
+from dreamquant.quantization.student import Student, weight_quantizer
 from dreamquant.quantization.walk import quantizer_of
 from dreamquant.quantization.weights import is_depthwise
 
@@ -66,12 +66,6 @@ def worst_first(rows: Sequence[LayerRow]) -> list[LayerRow]:
         return -math.inf if row.both is None else row.both, -math.inf if row.sqnr is None else -row.sqnr
 
     return sorted(rows, key=key, reverse=True)
-
-
-def weight_quantizer(layer: fx.Node) -> fx.Node | None:
-    """The node that puts a layer's weight on its grid; None where the weight is float, or there is none."""
-    weight = layer.args[1] if is_call(layer, WEIGHTED) else None
-    return weight if isinstance(weight, fx.Node) and notes(weight).kind == "weight" else None
 
 
 def input_quantizer(layer: fx.Node) -> fx.Node | None:

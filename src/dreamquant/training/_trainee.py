@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from dreamquant.network.edit import set_tensor
-from dreamquant.network.graph import aten, run_batched, tensor_of
+from dreamquant.network.graph import aten, joined, run_batched, tensor_of
 from dreamquant.network.notes import notes
-from dreamquant.network.operators import WEIGHTED, is_call
+from dreamquant.network.operators import WEIGHTED, argument, is_call, unquantized
 from dreamquant.quantization.biases import LARGEST_BIAS, rebase_biases
 from dreamquant.quantization.codebook import Codebook
 from dreamquant.quantization.grid import Grid, grid_of_range
@@ -163,9 +163,7 @@ class Trainee(nn.Module):
 
     def answers(self, images: Tensor) -> list[Tensor]:
         """The same in pieces, where nothing is learnt."""
-        with torch.no_grad():
-            pieces = [self(piece) for piece in torch.split(images, CHUNK)]
-        return [torch.cat(parts) for parts in zip(*pieces, strict=True)]
+        return joined(self, torch.split(images, CHUNK))
 
     def observe(self, on: bool) -> None:
         """Let the activations' ranges follow what passes, or hold them."""
@@ -222,9 +220,7 @@ class Trainee(nn.Module):
             self.weights[name] = WeightQuantizer(tensor_of(self.graph, stored), levels, self._floor(layer, levels))
             setattr(self.graph, name, self.weights[name])
         elif levels is not None:
-            source, weight = next(iter(node.users)).args[:2]
-            assert isinstance(source, fx.Node)
-            assert isinstance(weight, fx.Node)
+            source, weight = (argument(next(iter(node.users)), place) for place in (0, 1))
             setattr(self.graph, name, BiasQuantizer(self.ranges[str(source.target)], partial(self._levels, weight)))
 
     def _levels(self, quantizer: fx.Node) -> Grid | Codebook:
@@ -246,5 +242,5 @@ def learnt_nodes(graph: fx.GraphModule) -> list[fx.Node]:
     for node in graph.graph.nodes:
         if is_call(node, WEIGHTED | {aten.batch_norm.default}):
             read.update(argument for argument in node.args[1:3] if isinstance(argument, fx.Node))
-    stored = {node.all_input_nodes[0] if node.op == "call_module" else node for node in read}
+    stored = {unquantized(node) for node in read}
     return [node for node in graph.graph.nodes if node in stored and node.op == "get_attr"]

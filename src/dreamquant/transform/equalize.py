@@ -11,11 +11,12 @@ from torch import Tensor, fx
 
 from dreamquant.errors import OptionError, unknown
 from dreamquant.network.distribution import clip_ends
-from dreamquant.network.edit import bias_of, set_bias, set_tensor
-from dreamquant.network.graph import Network, aten, input_node, record_shapes, tensor_of
+from dreamquant.network.edit import add_buffer, bias_of, set_bias, set_tensor
+from dreamquant.network.graph import Network, aten, input_node, tensor_of
+from dreamquant.network.interpreter import record_shapes
 from dreamquant.network.notes import notes, set_notes, shape_of
-from dreamquant.network.operators import CLIPPING
-from dreamquant.network.pairs import Pair, along_inputs, along_outputs, input_rows, output_rows, pairs, stored
+from dreamquant.network.operators import CLIPPING, argument
+from dreamquant.network.pairs import Pair, along_inputs, along_outputs, input_rows, output_rows, pairs
 
 PAPER = "Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction (ICCV 2019), arXiv 1906.04721"
 HOMOGENEOUS = {aten.leaky_relu.default, aten.prelu.default}  # f(s x) = s f(x) for any s > 0, as for ReLU
@@ -56,7 +57,7 @@ def equalize(
     graph = copy.deepcopy(network.graph)
     found = [pair for pair in pairs(graph.graph, HOMOGENEOUS | CLIPPING) if _scales(pair, clip)]
     layers = {layer for pair in found for layer in (pair.first, pair.second)}
-    weights: Weights = {layer: tensor_of(graph, stored(layer, 1)).double() for layer in layers}
+    weights: Weights = {layer: tensor_of(graph, argument(layer, 1)).double() for layer in layers}
     scales = {pair: torch.ones(len(output_rows(pair.first, weights[pair.first])), dtype=torch.float64) for pair in found}
     for _ in range(sweeps):
         farthest = 0.0
@@ -67,7 +68,7 @@ def equalize(
         if farthest <= tolerance:
             break
     for layer in layers:
-        set_tensor(graph, stored(layer, 1), weights[layer].float())
+        set_tensor(graph, argument(layer, 1), weights[layer].float())
     changed = [_scale_output(graph, pair, scale, clip) for pair, scale in scales.items()]
     graph.graph.lint()
     graph.recompile()
@@ -112,10 +113,7 @@ def _scale_output(graph: fx.GraphModule, pair: Pair, scale: Tensor, clip: str) -
         return True
     ends = (clip_ends(function)[1] * scale).float()
     function.target, function.args, function.kwargs = aten.hardtanh.default, (function.args[0], 0.0, float(ends.max())), {}
-    name = f"{function.name}_ends"
-    while hasattr(graph, name):
-        name += "_"
-    graph.register_buffer(name, ends.view(1, -1, *[1] * (len(shape_of(function)) - 2)))
+    name = add_buffer(graph, f"{function.name}_ends", ends.view(1, -1, *[1] * (len(shape_of(function)) - 2)))
     with graph.graph.inserting_after(function):
         cut = graph.graph.call_function(aten.minimum.default, (function,))
     function.replace_all_uses_with(cut, delete_user_cb=lambda user: user is not cut)

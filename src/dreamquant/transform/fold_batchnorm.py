@@ -11,7 +11,7 @@ from torch import fx
 from dreamquant.network.edit import bias_of, set_bias, set_tensor
 from dreamquant.network.graph import Network, aten, tensor_of
 from dreamquant.network.notes import notes, set_notes
-from dreamquant.network.operators import TRANSPOSED, WEIGHTED, is_call, output_channel_axis
+from dreamquant.network.operators import TRANSPOSED, WEIGHTED, argument, is_call, output_channel_axis
 
 PAPER = "Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference (CVPR 2018)"
 
@@ -39,29 +39,23 @@ def _foldable(batch_norm: fx.Node) -> bool:
         return False
     if layer.target in TRANSPOSED and len(layer.args) > 6 and layer.args[6] != 1:
         return False  # grouped transposed convolutions order their output channels differently
-    stored = [argument for argument in layer.args[1:3] if isinstance(argument, fx.Node)]
-    return all(argument.op == "get_attr" and len(argument.users) == 1 for argument in stored)
+    stored = [one for one in layer.args[1:3] if isinstance(one, fx.Node)]
+    return all(one.op == "get_attr" and len(one.users) == 1 for one in stored)
 
 
 def _fold(module: fx.GraphModule, batch_norm: fx.Node) -> None:
-    layer = batch_norm.args[0]
-    assert isinstance(layer, fx.Node)
-    gamma, beta, mean, var = (
-        tensor_of(module, argument) if isinstance(argument, fx.Node) else None for argument in batch_norm.args[1:5]
-    )
-    assert mean is not None
-    assert var is not None
+    layer = argument(batch_norm, 0)
+    gamma, beta = (tensor_of(module, one) if isinstance(one, fx.Node) else None for one in batch_norm.args[1:3])
+    mean, var = (tensor_of(module, argument(batch_norm, place)) for place in (3, 4))
     eps = float(batch_norm.args[7])  # type: ignore[arg-type]
     scale = torch.rsqrt(var + eps) * (1.0 if gamma is None else gamma)
 
-    weight_node = layer.args[1]
-    assert isinstance(weight_node, fx.Node)
-    weight = tensor_of(module, weight_node)
+    weight = tensor_of(module, argument(layer, 1))
     shape = [1] * weight.dim()
     shape[output_channel_axis(layer)] = -1
     bias = bias_of(module, layer)
     shift = (mean.new_zeros(mean.shape) if bias is None else bias) - mean
-    set_tensor(module, weight_node, weight * scale.view(shape))
+    set_tensor(module, argument(layer, 1), weight * scale.view(shape))
     set_bias(module, layer, shift * scale + (0.0 if beta is None else beta))
     beta = torch.zeros_like(mean) if beta is None else beta.clone()
     gamma = torch.ones_like(mean) if gamma is None else gamma.abs()

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, fx
 
 from dreamquant.errors import OptionError
-from dreamquant.network.edit import set_tensor
-from dreamquant.network.graph import Network, aten, input_node, record_shapes, tensor_of
+from dreamquant.network.edit import add_buffer, set_tensor
+from dreamquant.network.graph import Network, aten, input_node, tensor_of
+from dreamquant.network.interpreter import record_shapes
 from dreamquant.network.notes import shape_of
-from dreamquant.network.operators import LINEARS, TRANSPOSED, WEIGHTED, is_call
-from dreamquant.network.pairs import groups_of, stored
+from dreamquant.network.operators import LINEARS, TRANSPOSED, WEIGHTED, argument, is_call
+from dreamquant.network.pairs import groups_of
 
 PAPER = "Zhao et al., Improving Neural Network Quantization without Retraining using Outlier Channel Splitting (ICML 2019)"
 ROUNDS = 60  # in which the step and the halves that depend on it agree
@@ -49,17 +50,14 @@ def _can_split(layer: fx.Node) -> bool:
 
 def _split_layer(graph: fx.GraphModule, layer: fx.Node, bits: int, ratio: float) -> None:
     axis = 0 if layer.target in TRANSPOSED else 1
-    weight = tensor_of(graph, stored(layer, 1))
+    weight = tensor_of(graph, argument(layer, 1))
     rows = weight.transpose(0, axis)
     split, sources = split_rows(rows.flatten(1).double(), math.ceil(ratio * len(rows)), bits)
-    set_tensor(graph, stored(layer, 1), split.float().view(-1, *rows.shape[1:]).transpose(0, axis).contiguous())
-    name = f"{layer.name}_channels"
-    while hasattr(graph, name):
-        name += "_"
-    graph.register_buffer(name, sources)
+    set_tensor(graph, argument(layer, 1), split.float().view(-1, *rows.shape[1:]).transpose(0, axis).contiguous())
+    name = add_buffer(graph, f"{layer.name}_channels", sources)
     with graph.graph.inserting_before(layer):
         place = -1 if is_call(layer, LINEARS) else 1
-        arguments = (layer.args[0], place % len(shape_of(stored(layer, 0))), graph.graph.get_attr(name))
+        arguments = (layer.args[0], place % len(shape_of(argument(layer, 0))), graph.graph.get_attr(name))
         layer.args = (graph.graph.call_function(aten.index_select.default, arguments), *layer.args[1:])
 
 

@@ -30,9 +30,9 @@ from dreamquant.exporters.onnx_emit import (  # noqa: F401 - each fills the tabl
 from dreamquant.exporters.onnx_emit.builder import DTYPES, Builder, Refused
 from dreamquant.exporters.onnx_emit.facts import Fact, probe
 from dreamquant.exporters.onnx_emit.front import take_as_fed
-from dreamquant.exporters.onnx_emit.naming import live_nodes, value_names
+from dreamquant.exporters.onnx_emit.naming import value_names
 from dreamquant.exporters.onnx_emit.writer import stand_in, write
-from dreamquant.network.graph import Network, input_node, is_input, output_nodes
+from dreamquant.network.graph import Network, input_node, is_input, needed_by, output_nodes
 from dreamquant.network.notes import notes, set_notes
 
 OPSETS = range(13, 23)
@@ -62,7 +62,7 @@ def emit(
     if opset not in OPSETS:
         raise OptionError(f"opset {opset} cannot be written (known: {OPSETS[0]} to {OPSETS[-1]})")
     builder = Builder(opset, probe(graph, input_shape, batch))
-    live = live_nodes(graph.graph)
+    live = needed_by(output_nodes(graph.graph)) | {input_node(graph.graph)}
     names = value_names(graph.graph, live, builder)
     failed: dict[fx.Node, str] = {}
     for node in graph.graph.nodes:

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from dreamquant.errors import ModelError
 from dreamquant.network.graph import is_input
+from dreamquant.network.interpreter import interpret
 
 PROBES = (2, 3)  # batch sizes; a dimension that differs between them depends on the batch
 
@@ -29,23 +30,6 @@ class Fact:
     value: Any = None
     leading: bool = False
     stored: bool = False
-
-
-class _Recorder(fx.Interpreter):
-    """Runs a graph and keeps every shape, every number, and the values that may be constants."""
-
-    def __init__(self, graph: fx.GraphModule) -> None:
-        super().__init__(graph)
-        self.seen: dict[fx.Node, Any] = {}
-        self._varying: set[fx.Node] = set()
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        varies = is_input(n) or any(parent in self._varying for parent in n.all_input_nodes)
-        if varies and isinstance(value, Tensor | tuple | list):
-            self._varying.add(n)
-        self.seen[n] = _meta(value) if n in self._varying else value
-        return value
 
 
 def _meta(value: Any) -> Any:
@@ -76,15 +60,25 @@ def probe(graph: fx.GraphModule, input_shape: tuple[int, int, int], batch: int |
 
 
 def _run(graph: fx.GraphModule, input_shape: tuple[int, int, int], size: int) -> dict[fx.Node, Any]:
+    """Every shape, every number, and the values that may be constants."""
     device = next((tensor.device for tensor in graph.state_dict().values()), torch.device("cpu"))
-    recorder = _Recorder(graph)
+    seen: dict[fx.Node, Any] = {}
+    varying: set[fx.Node] = set()
+
+    def after(node: fx.Node, value: Any) -> Any:
+        varies = is_input(node) or any(parent in varying for parent in node.all_input_nodes)
+        if varies and isinstance(value, Tensor | tuple | list):
+            varying.add(node)
+        seen[node] = _meta(value) if node in varying else value
+        return value
+
     try:
         with torch.no_grad():
-            recorder.run(torch.zeros(size, *input_shape, device=device))
+            interpret(graph, torch.zeros(size, *input_shape, device=device), after=after)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"the graph cannot run {size} images of shape {input_shape}: {reason}") from error
-    return recorder.seen
+    return seen
 
 
 def _fact(one: Any, other: Any, varying: bool, stored: bool, sizes: tuple[int, int]) -> Fact:

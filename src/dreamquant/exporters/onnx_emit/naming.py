@@ -2,25 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import fx
 
 from dreamquant.exporters.onnx_emit.builder import Builder
-from dreamquant.network.graph import input_node, is_input, output_nodes
+from dreamquant.network.graph import is_input, output_nodes
 from dreamquant.network.notes import notes
-
-
-def live_nodes(graph: fx.Graph, outputs: Sequence[fx.Node] | None = None) -> set[fx.Node]:
-    """The nodes that `outputs` need, by default those of the graph, and the input."""
-    live = {input_node(graph)}
-    waiting = list(output_nodes(graph) if outputs is None else outputs)
-    while waiting:
-        node = waiting.pop()
-        if node not in live:
-            live.add(node)
-            waiting.extend(node.all_input_nodes)
-    return live
 
 
 def value_names(graph: fx.Graph, live: set[fx.Node], builder: Builder) -> dict[fx.Node, str]:

@@ -17,7 +17,8 @@ from dreamquant.errors import ModelError, UnsupportedOperator, blamed
 from dreamquant.limits import check_memory
 from dreamquant.network.batch import TRIED, free_batch
 from dreamquant.network.front import take_channels_first
-from dreamquant.network.graph import input_node, record_shapes
+from dreamquant.network.graph import input_node
+from dreamquant.network.interpreter import record_shapes
 from dreamquant.network.live import check_trial
 from dreamquant.network.notes import notes, set_notes
 from dreamquant.network.onnx_import.builder import OPERATORS, Array, Builder, Known, Op, label
