@@ -6,9 +6,15 @@ came of it quantizes the network on one half of the samples, beside ranges that 
 with and without bias correction, and is judged by how far the answers to the other half move from the float network's
 (`network.answers`).
 
-Samples that are made without data show less than real images do. What is better by no more than chance is therefore not taken for
-what cuts off less or changes less: of all that lie within a standard error of the best, differences being taken image by image
-(the rule of one standard error, Breiman et al., Classification and Regression Trees, 1984, 3.4.3), the most careful is.
+Samples that are made without data show less than real images do. What is better by no more than chance is therefore not taken
+for what cuts off less or changes less: of all that lie within a standard error of the best, differences being taken image by
+image (the rule of one standard error, Breiman et al., Classification and Regression Trees, 1984, 3.4.3), the most careful is.
+And samples without anything that an output looks for, as a detector finds no boxes on procedural images, tell nothing of bias
+correction, which then stays away: it makes the answers to nothing better, and others worse. What is judged there is how far
+scores move before they are cut off (`margins`).
+
+Last, where the answers still move by more than can be left alone, the tensors to which first order gives the largest effects
+are tried in float, a few at most: those stay there that more than halve what is left, counted for all of them together.
 """
 
 from __future__ import annotations
@@ -20,13 +26,13 @@ import torch
 from torch import Tensor
 
 from dreamquant.errors import ModelError
-from dreamquant.network.answers import distance, spreads
+from dreamquant.network.answers import distance, margins, shows, spreads
 from dreamquant.network.graph import Network
 from dreamquant.network.outputs import Output
 from dreamquant.network.scores import float_answers
 from dreamquant.quantization.activations import Deciders, activation_grids, grid_finder, set_grids
 from dreamquant.quantization.biases import settle_biases
-from dreamquant.quantization.calibrate import even_batches
+from dreamquant.quantization.calibrate import calibrate, even_batches
 from dreamquant.quantization.effect import effects, together
 from dreamquant.quantization.grid import Grid
 from dreamquant.quantization.plan import CHOSEN, Bits, Plan, change_plan
@@ -43,6 +49,10 @@ WHOLE = ("minmax", BY_TENSOR, "mse")  # that the network may have; the most care
 CORRECTIONS = ("none", "samples")  # those that change least first
 FELT = 16  # images that effects are told from
 CHUNK = 8  # images that are judged at once
+MATTERS = 0.01  # nats: of a distance below this, no answer is expected to change
+HALF = 0.5  # what tensors in float must leave at most of a distance, to be worth their time
+STEPS = 8  # halvings of what the tensors that are tried leave of all effects
+SPARED = 16  # of so many quantized tensors one may stay in float
 
 
 @dataclass(frozen=True)
@@ -59,11 +69,16 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """A plan that leaves nothing to be chosen; what was `taken`, and all candidates, in the order of their care."""
+    """A plan that leaves nothing to be chosen; what was `taken`, and all candidates, in the order of their care.
+
+    `shown` says whether the samples held what all outputs look for, `spared` what is left of the distance with `float_tensors`.
+    """
 
     plan: Plan
     taken: Candidate | None = None
     candidates: tuple[Candidate, ...] = ()
+    shown: bool = True
+    spared: float | None = None
 
     def sentence(self) -> str:
         """What was chosen, and from what; empty where nothing was."""
@@ -71,63 +86,93 @@ class Choice:
             return ""
         biases = "as they are" if self.taken.bias_correction == "none" else "corrected"
         found = [one.distance for one in self.candidates]
+        blind = "" if self.shown else "; the samples show nothing that the outputs look for"
+        left = "" if self.spared is None else f"; {self.spared:.3g} with {', '.join(self.plan.float_tensors)} in float"
         return (
-            f"{self.taken.ranges}, biases {biases}: outputs move by {self.taken.distance:.3g}; the most careful of those within a"
-            f" standard error of the best of {len(found)} ({min(found):.3g} to {max(found):.3g})"
+            f"{self.taken.ranges}, biases {biases}: outputs move by {self.taken.distance:.3g}, the most careful of those within a"
+            f" standard error of the best of {len(found)} ({min(found):.3g} to {max(found):.3g}){blind}{left}"
         )
 
 
-def choose(network: Network, samples: Samples, plan: Plan, bits: Bits, callback: Callback | None = None) -> Choice:
-    """The plan with the ranges and the bias correction that it leaves to be chosen (`"outputs"`).
+class _Judge:
+    """Measures how far a student's answers are from the float network's, image by image."""
 
-    Every other sample is calibrated on, and the rest judges; a single one does both. Where the outputs have no gradient, the
-    methods are tried for all tensors at once, and none tensor by tensor. Raises what `calibrate` raises, and `ModelError` where
-    no candidate's answers are finite.
+    def __init__(self, network: Network, images: Tensor) -> None:
+        self._images, self._outputs = images, network.outputs
+        self._expected = float_answers(network, images, chunk=CHUNK)
+        self._spreads = spreads(network.outputs, self._expected)
+        told = zip(network.outputs, self._expected, strict=True)
+        self.shown = all(shows(output, value) for output, value in told if output.axis is not None)
+
+    def __call__(self, student: Student) -> Tensor:
+        """(N,), float64."""
+        actual = float_answers(student.network, self._images, chunk=CHUNK)
+        answers = enumerate(zip(self._outputs, self._expected, actual, self._spreads, strict=True))
+        return torch.stack([self._apart(seed, *answer) for seed, answer in answers if answer[0].axis is not None]).sum(0)
+
+    def _apart(self, seed: int, output: Output, expected: Tensor, actual: Tensor, variance: float) -> Tensor:
+        if not self.shown and expected.is_floating_point():
+            one, other = (margins(output, value, variance, seed) for value in (expected, actual))
+            return (one - other).double().square().mean(1)
+        pairs = zip(torch.split(expected, 1), torch.split(actual, 1), strict=True)
+        return torch.tensor([distance(output, one, other, variance) for one, other in pairs], dtype=torch.float64)
+
+
+def choose(network: Network, samples: Samples, plan: Plan, bits: Bits, callback: Callback | None = None) -> Choice:
+    """The plan with the ranges, the bias correction and the float tensors that it leaves to be chosen (`"outputs"`).
+
+    Every other sample is calibrated on, and the rest judges; a single one does both. Where the outputs have no gradient, methods
+    are tried for all tensors at once, none tensor by tensor, and no tensor is spared. Raises what `calibrate` raises, and
+    `ModelError` where no candidate's answers are finite.
     """
-    if CHOSEN not in (plan.activation_ranges, plan.bias_correction):
+    if CHOSEN not in (plan.activation_ranges, plan.bias_correction, plan.spare):
         return Choice(plan)
     seen, judges = (half.images for half in halves(samples))
+    seen, judge = even_batches(network, seen), _Judge(network, judges)
     methods = RANGES if plan.activation_ranges == CHOSEN else (plan.activation_ranges,)
-    corrections = CORRECTIONS if plan.bias_correction == CHOSEN else (plan.bias_correction,)
-    student, found, by_tensor = _found(network, even_batches(network, seen), plan, bits, methods)
-    if by_tensor:
-        found = {name: found[name] if name in found else _mixed(found, by_tensor) for name in WHOLE}
-    expected = float_answers(network, judges, chunk=CHUNK)
-    variances = spreads(network.outputs, expected)
+    corrections: tuple[str, ...] = (plan.bias_correction,)
+    if plan.bias_correction == CHOSEN:
+        corrections = CORRECTIONS if judge.shown else CORRECTIONS[:1]
+    tried = _tried(network, seen, plan, bits, methods)
     apart: dict[tuple[str, str], Tensor] = {}
-    for name, grids in found.items():
-        set_grids(student, grids)
+    for name, grids in tried.grids.items():
+        set_grids(tried.student, grids)
         for correction in corrections:
-            student = replace(student, plan=change_plan(student.plan, bias_correction=correction))
-            settle_biases(student, even_batches(network, seen))
-            actual = float_answers(student.network, judges, chunk=CHUNK)
-            outputs = zip(network.outputs, expected, actual, variances, strict=True)
-            parts = [_apart(*output) for output in outputs if output[0].axis is not None]
-            apart[name, correction] = torch.stack(parts).sum(0)
+            corrected = replace(tried.student, plan=change_plan(tried.student.plan, bias_correction=correction))
+            settle_biases(corrected, seen)
+            apart[name, correction] = judge(corrected)
             if callback is not None:
-                callback(len(apart), len(found) * len(corrections))
-    finite = {
-        one: apart[one] for correction in corrections for one in apart if one[1] == correction and apart[one].isfinite().all()
-    }
+                callback(len(apart), len(tried.grids) * len(corrections))
+    finite = {one: apart[one] for kind in corrections for one in apart if one[1] == kind and bool(apart[one].isfinite().all())}
     if not finite:
         raise ModelError("the quantized network's answers to the samples are not finite numbers, whatever the ranges")
     best = min(finite.values(), key=lambda each: each.mean().item())
     candidates = tuple(_candidate(*one, each, best) for one, each in finite.items())
     taken = next(one for one in candidates if one.behind <= one.error)
-    ranges = {"activation_ranges": RANGES[0], "tensor_ranges": by_tensor} if taken.ranges == BY_TENSOR else {}
-    ranges = ranges or {"activation_ranges": taken.ranges}
-    return Choice(change_plan(plan, **ranges, bias_correction=taken.bias_correction), taken, candidates)
+    method, own = (RANGES[0], tried.own) if taken.ranges == BY_TENSOR else (taken.ranges, {})
+    settled = change_plan(plan, activation_ranges=method, tensor_ranges=own, bias_correction=taken.bias_correction, spare="none")
+    choice = Choice(settled, taken, candidates, judge.shown)
+    return _spared(network, seen, judge, choice, tried, bits) if plan.spare == CHOSEN else choice
 
 
-def _found(
-    network: Network, images: Tensor, plan: Plan, bits: Bits, methods: Sequence[str]
-) -> tuple[Student, dict[str, Grids], dict[str, str]]:
-    """A student whose weights have their grids, each method's grids of activations on images (N, C, H, W), and by quantizer the
-    method that its errors ask for; nothing there, where there is one method, or errors cannot be followed to the outputs."""
-    student, widths, deciders = prepare(network, change_plan(plan, activation_ranges=methods[0], bias_correction="none"), bits)
-    plans = {method: change_plan(student.plan, activation_ranges=method) for method in methods}
+@dataclass(frozen=True)
+class _Tried:
+    """A student whose weights have their grids; activations' grids by what they are called, a method or `BY_TENSOR`; by quantizer
+    the method that its errors ask for, and how far grids move the answers there (images x margins, grids)."""
+
+    student: Student
+    grids: dict[str, Grids]
+    own: dict[str, str]
+    moves: dict[str, Callable[[list[Grid]], Tensor]]
+
+
+def _tried(network: Network, images: Tensor, plan: Plan, bits: Bits, methods: Sequence[str]) -> _Tried:
+    """What the methods find on images (N, C, H, W); tensor by tensor only where errors can be followed to the outputs."""
+    first = change_plan(plan, activation_ranges=methods[0], bias_correction="none")
+    student, widths, deciders = prepare(network, first, bits)
+    plans = {method: change_plan(first, activation_ranges=method) for method in methods}
     finders = {name: grid_finder(replace(student, plan=one), widths, deciders, images) for name, one in plans.items()}
-    felt = _felt(student, deciders, images) if len(methods) > 1 else {}
+    moves = _moves(student, deciders, images)
     found: dict[str, dict[str, Grid]] = {method: {} for method in methods}
 
     def find(name: str, values: list[Chunks]) -> Grid:
@@ -138,18 +183,20 @@ def _found(
     weight_grids(student, widths)
     activation_grids(student, widths, deciders, images, find)
     if not found[methods[0]]:  # they come from elsewhere, and are in place
-        return student, {methods[0]: {}}, {}
+        return _Tried(student, {methods[0]: {}}, {}, {})
+    if len(methods) == 1 or not moves:
+        return _Tried(student, dict(found), {}, moves)
     own = {}
-    for name, moved in felt.items():
+    for name, moved in moves.items():
         squares = moved([grids[name] for grids in found.values()])
         behind = squares - squares[:, squares.mean(0).argmin(), None]
         within = behind.mean(0) <= behind.std(0, correction=0) / len(behind) ** 0.5
         own[name] = methods[int(within.nonzero()[0])]
-    return student, dict(found), own
+    mixed = {name: found[own.get(name, methods[0])][name] for name in found[methods[0]]}
+    return _Tried(student, {name: found.get(name, mixed) for name in WHOLE}, own, moves)
 
 
-def _felt(student: Student, deciders: Deciders, images: Tensor) -> dict[str, Callable[[list[Grid]], Tensor]]:
-    """By quantizer, what a choice of grids does to the answers: their squared moves, image by image."""
+def _moves(student: Student, deciders: Deciders, images: Tensor) -> dict[str, Callable[[list[Grid]], Tensor]]:
     nodes = {node for group in deciders.values() for node in group}
     try:
         known = effects(student.network, nodes, images[:FELT])
@@ -159,14 +206,30 @@ def _felt(student: Student, deciders: Deciders, images: Tensor) -> dict[str, Cal
     return {name: together(parts).moves for name, parts in heard.items() if parts}
 
 
-def _mixed(found: Mapping[str, Grids], own: Mapping[str, str]) -> Grids:
-    return {name: found[own.get(name, RANGES[0])][name] for name in found[RANGES[0]]}
+def _spared(network: Network, images: Tensor, judge: _Judge, choice: Choice, tried: _Tried, bits: Bits) -> Choice:
+    """The choice with tensors left in float while that halves what is left of the distance.
 
-
-def _apart(output: Output, expected: Tensor, actual: Tensor, variance: float) -> Tensor:
-    """The distance of each image's answer: (N,), float64."""
-    pairs = zip(torch.split(expected, 1), torch.split(actual, 1), strict=True)
-    return torch.tensor([distance(output, one, other, variance) for one, other in pairs], dtype=torch.float64)
+    Those of the largest effects are tried together: as few as hold half of what first order tells of all, three quarters, and so
+    on, up to one of `SPARED`.
+    """
+    assert choice.taken is not None
+    grids, distance, tested = tried.grids[choice.taken.ranges], choice.taken.distance, 0
+    cost = {name: moved([grids[name]]).mean().item() for name, moved in tried.moves.items() if name in grids}
+    order = sorted(cost, key=lambda name: -cost[name])
+    shares = torch.tensor([cost[name] for name in order], dtype=torch.float64).cumsum(0)
+    for power in range(1, STEPS):
+        few = int((shares < (1 - HALF**power) * shares[-1]).sum()) + 1
+        if distance <= MATTERS or few * SPARED > len(order):
+            break
+        if few == tested:
+            continue
+        tested, kept = few, [*choice.plan.float_tensors, *order[:few]]
+        own = {name: method for name, method in choice.plan.tensor_ranges.items() if name not in kept}
+        plan = change_plan(choice.plan, float_tensors=list(dict.fromkeys(kept)), tensor_ranges=own)
+        left = judge(calibrate(network, images, plan, bits)).mean().item()
+        if left <= HALF * distance:
+            choice, distance = replace(choice, plan=plan, spared=left), left
+    return choice
 
 
 def _candidate(ranges: str, correction: str, apart: Tensor, best: Tensor) -> Candidate:

@@ -67,6 +67,9 @@ class Plan(BaseModel):
     activation_ranges: str = "minmax"  # or "outputs": those of several methods that the outputs bear best
     activation_options: dict[str, Any] = Field(default_factory=dict)
     tensor_ranges: dict[str, str] = Field(default_factory=dict)  # by the quantizer's name; its method, with its own defaults
+    # tensors that stay in float: those named by their quantizers, and "outputs": the few that cost the outputs most by far
+    float_tensors: list[str] = Field(default_factory=list)
+    spare: Literal["none", "outputs"] = "none"
     keep_scores: bool = False  # a tensor that leads to the outputs through no further layer keeps its full range
     observe: Literal["float", "quantized"] = "float"  # the activations that ranges are found on
     # ranges from samples are narrowed until their error moves the scores, squared, at most so many times as far as that of the
