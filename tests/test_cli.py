@@ -269,6 +269,16 @@ def test_evaluate(model: str, command: Command, digits: Path) -> None:
         assert "top-1 100.00 %" in works(command, "evaluate", *named, data)
 
 
+def test_evaluate_by_lists_of_classes(command: Command, digits: Path, tmp_path: Path) -> None:
+    images, labels = (np.load(digits / "digits_test.npz")[name][:40] for name in "xy")
+    np.savez(tmp_path / "lists.npz", x=images, y=labels[:, None] == np.arange(10))
+    stated = ("--outputs", "logits=multilabel")
+    found = json.loads(works(command, "evaluate", digits / FOLDED, tmp_path / "lists.npz", *stated, "--json"))
+    assert (found["kind"], found["images"]) == ("multilabel", 40)
+    assert 60 < found["figures"]["F1"] < 100  # logits above zero, not the largest one
+    assert "multilabel: F1 " in works(command, "evaluate", digits / FOLDED, tmp_path / "lists.npz", *stated)
+
+
 def test_evaluate_what_was_quantized(command: Command, digits: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.onnx"
     works(command, "quantize", digits / FOLDED, "-o", output, "--set", "synthesis.count=32", "--json")

@@ -15,7 +15,7 @@ from rich.table import Column, Table
 from dreamquant.assess.compare import Comparison
 from dreamquant.assess.contents import Contents
 from dreamquant.assess.dreams import DreamMeasures
-from dreamquant.assess.evaluate import Evaluation
+from dreamquant.assess.evaluate import Evaluation, Judgement
 from dreamquant.assess.inspection import Inspection
 from dreamquant.flow import Result
 from dreamquant.methods import FAMILIES, find_method, method_names
@@ -173,6 +173,16 @@ def print_evaluation(found: Evaluation) -> None:
     console().print(f"top-1 {found.top1:.2f} %, top-5 {found.top5:.2f} % of {found.images} images, {found.seconds:.1f} s")
 
 
+def print_judgement(found: Judgement) -> None:
+    figures = ", ".join(f"{name} {value:{figure_form(name)}}" for name, value in found.figures.items())
+    console().print(f"{found.output}, {found.kind}: {figures}, {found.images} images, {found.seconds:.1f} s")
+
+
+def figure_form(name: str) -> str:
+    """How a figure is written: errors with more digits, all else in percent."""
+    return ".4g" if name.endswith("error") else ".2f"
+
+
 def print_dreams(found: DreamMeasures) -> None:
     screen = console()
     table = Table(Column(), Column(overflow="fold"), box=None, show_header=False)
@@ -266,6 +276,10 @@ def _measured_rows(found: Comparison) -> list[tuple[str, str, str]]:
         how = f"{latency.threads} thread{'s' if latency.threads > 1 else ''}, batch {latency.batch}, {latency.runtime}"
         faster = f"{latency.ratio:.2f} times as fast (quartiles {latency.ratio_low:.2f} to {latency.ratio_high:.2f})"
         rows.append(("latency", f"{latency.a_ms:.3f} ms ({how})", f"{latency.b_ms:.3f} ms, {faster}"))
+    if found.worth is not None:
+        for name, (one, other) in found.worth.figures.items():
+            told = f"{one:{figure_form(name)}} of {found.worth.images} images"
+            rows.append((name, told, f"{other:{figure_form(name)}} ({found.worth.output}, {found.worth.kind})"))
     if accuracy is not None:
         change = f"{accuracy.difference:+.2f} points, 95 % from {accuracy.low:+.2f} to {accuracy.high:+.2f}"
         rows += [

@@ -440,6 +440,24 @@ def test_images_that_tell_no_accuracy(tmp_path: Path) -> None:
     assert found.notes == ["no output is one score per class, so accuracy is not known"]
 
 
+def test_worth_by_labels_that_are_no_classes(tmp_path: Path) -> None:
+    a, b = (save(tmp_path / f"{name}.onnx", HEAD, {"labels": None}, m=matrix) for name, matrix in (("a", ONE), ("b", -ONE)))
+    classes, samples = pixels(tmp_path / "d.npz", [0, 1, 2, 3]), noise(3)
+    truth = seen(classes) @ ONE > 0
+    np.savez(tmp_path / "l.npz", x=np.load(tmp_path / "d.npz")["x"], y=truth)
+    data = load_labelled(tmp_path / "l.npz")
+    found = compare(a, b, data=data, **GREY, **QUICK)
+    assert found.accuracy is None
+    assert found.worth is not None
+    assert (found.worth.output, found.worth.kind, found.worth.images) == ("labels", "multilabel", 4)
+    assert found.worth.figures == {"F1": (100.0, 0.0)}
+    assert found.notes == []
+    assert compare(a, b, samples=samples, data=data, **GREY, **QUICK).worth == found.worth
+
+
+HEAD = [node("Flatten", ["x"], ["f"]), node("MatMul", ["f", "m"], ["product"]), node("Sigmoid", ["product"], ["labels"])]
+
+
 def test_labels_beyond_the_outputs(tmp_path: Path) -> None:
     a = linear(tmp_path / "a.onnx", ONE)
     with pytest.raises(DataError, match="labels go up to 9, the network has 7 outputs"):

@@ -14,6 +14,7 @@ from dreamquant.exporters.export import check_format, export
 from dreamquant.exporters.verify import Verification
 from dreamquant.network.graph import Network
 from dreamquant.network.load import load
+from dreamquant.network.output_properties import of_properties
 from dreamquant.quantization.quantize import quantize
 from dreamquant.quantization.student import Student
 from dreamquant.runtime import onnx_runner
@@ -47,6 +48,7 @@ def test_the_file_is_there_and_the_artifact_tells_of_it(student: Student, calibr
     assert properties["dreamquant.bits"] == "W4A8"
     assert properties["dreamquant.plan"] == "deploy"
     assert properties["note"] == "mine"
+    assert of_properties(properties, [output.name for output in student.network.outputs]) == student.network.outputs
 
 
 def test_the_same_student_gives_the_same_bytes(student: Student, calibration: Samples, tmp_path: Path) -> None:

@@ -428,3 +428,33 @@ def plans(random: Random, folder: Path) -> Case:
         ("dreams", MODEL, str(DIGITS / "digits_test.npz"), "--plan", "plan.toml"),
     )
     return Case(f"plan: {title}", random.choice(works))
+
+
+@hostile("data")
+def broken_labels(random: Random, folder: Path) -> Case:
+    """Labels of other forms than classes: boxes in COCO's form, masks, lists in a csv; each with something amiss."""
+    (folder / "images").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.new("L", (16, 16)).save(folder / "images" / name)
+    kind, odd = (
+        random.choice(("boxes", "masks", "lists")),
+        random.choice((-1, 2**70, 1e308, None, "1", [], {}, float("nan"), True)),
+    )
+    if kind == "boxes":
+        told: dict[str, list[dict[str, object]]] = {
+            "images": [{"id": 1, "file_name": "a.png", "width": 16, "height": 16}],
+            "annotations": [{"image_id": 1, "category_id": 1, "bbox": [1, 1, 4, 4]}],
+            "categories": [{"id": 1}],
+        }
+        entry = random.choice(random.choice(list(told.values())))
+        entry[random.choice(list(entry))] = odd
+        (folder / "labels.json").write_text(random.choice((json.dumps(told), json.dumps(told)[:-9], "[" * 10**5)))
+    elif kind == "masks":
+        (folder / "labels.masks").mkdir()
+        mode = random.choice(("L", "P", "RGB", "I;16", "1", "LA"))
+        Image.new(mode, (random.choice((1, 16, 2000)), 16)).save(folder / "labels.masks" / "a.png")
+        (folder / "labels.masks" / "b.png").write_bytes(b"text" if random.random() < 0.5 else b"")
+    else:
+        (folder / "labels.csv").write_text(f"file,label\na.png,{odd} 3\nb.png,1 2 3\n")
+    place = {"boxes": "labels.json", "masks": "labels.masks", "lists": "labels.csv"}[kind]
+    return Case(f"{kind} with {odd}", command(random, "images", "--labels", place))

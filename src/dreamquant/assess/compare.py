@@ -16,13 +16,14 @@ from torch import nn
 from dreamquant.assess.contents import Contents, contents
 from dreamquant.assess.labelled import LabelledImages
 from dreamquant.assess.latency import Latency, compare_latency
-from dreamquant.assess.paired import Array, OutputError, PairedAccuracy, Ranks, Tally
+from dreamquant.assess.paired import Array, OutputError, PairedAccuracy, PairedWorth, Ranks, Tally, Worths
 from dreamquant.errors import DataError, DreamQuantError, ModelError, OptionError
 from dreamquant.network.graph import Network, Source
 from dreamquant.network.input_space import InputSpace, Statement, format_numbers, of_properties, standard, stated
 from dreamquant.network.load import load
+from dreamquant.network.output_properties import of_properties as of_stored
+from dreamquant.network.outputs import CLASSES, FEATURES, restated
 from dreamquant.network.outputs import Output as KindOfOutput
-from dreamquant.network.outputs import restated
 from dreamquant.plain import plain_torch
 from dreamquant.runtime import OnnxRunner, Output, onnx_runner
 from dreamquant.samples import Samples
@@ -40,7 +41,8 @@ class Comparison:
 
     `size_ratio` is b's bytes divided by a's. `latency` is None where the files take no batch of one size. `outputs`, in the
     order of a's, were compared on `count` images, which `images` describes, and matched by `matched`: name or order.
-    `accuracy` is None without labels or without an output of class scores. `notes` are sentences on what else to know.
+    `accuracy` is None without labels of classes or without an output of class scores; `worth` is what both files are by labels
+    of all other kinds. `notes` are sentences on what else to know.
     """
 
     a: Contents
@@ -52,6 +54,7 @@ class Comparison:
     matched: str
     outputs: list[OutputError]
     accuracy: PairedAccuracy | None
+    worth: PairedWorth | None
     notes: list[str]
 
 
@@ -69,6 +72,7 @@ def compare(
     layout: str | None = None,
     channels: str | None = None,
     outputs: Mapping[str, str] | None = None,
+    blank: int | None = None,
     count: int = COUNT,
     batch: int | None = None,
     threads: int = 1,
@@ -81,7 +85,8 @@ def compare(
     Where there are both, accuracy is that on `data`. `input_shape` is (C, H, W), for what both files leave open. `mean` and
     `std`, `pixels` and `channels` state what both files are fed, as in `load`, and `layout` how they take it; what the files
     store is used where nothing is stated. `outputs` states kinds of outputs, by a's names (`network.outputs`); the others' are
-    found in the first file that can be read. Latency is of `batch` images, where it is None of 1 or what the files take;
+    found in the first file that tells them or can be read; `blank` is as in `judge`. Latency is of `batch` images, where it is
+    None of 1 or what the files take;
     `threads` is the number inside one operator, here and there: idle threads of one file would keep the other waiting.
     `callback` hears (images done, images in all).
 
@@ -101,17 +106,24 @@ def compare(
     latency, untimed = _latency(files, (a, b), batch, threads, rounds)
     kinds, unknown_kinds = _kinds(files, (a, b), outputs or {})
     tallies = _tallies(files, stored, kinds)
-    ranks = None if data is None or data.labels.min() < 0 else Ranks(int(data.labels.max()), tallies)
+    ranks, worth = None, None
+    if data is not None and (data.truths is not None or (data.labels.min() >= 0 and _are_features(kinds))):
+        worth = Worths(data, [kinds.get(one) for one, _ in files.pairs], files.input_shape, first.name, blank)
+    elif data is not None and data.labels.min() >= 0:
+        ranks = Ranks(int(data.labels.max()), tallies)
+    judges = [judge for judge in (ranks, worth) if judge is not None]
     for done, values, labels in files.answers(images.batches):
         for tally, (one, other) in zip(tallies, values, strict=True):
             tally.add(one, other, len(labels))
-        if ranks is not None and images is real:
-            ranks.add(values, labels)
+        if images is real:
+            for judge in judges:
+                judge.add(values, labels)
         if callback is not None:
             callback(done, images.count)
-    if ranks is not None and real is not None and images is not real:
+    if judges and real is not None and images is not real:
         for _, values, labels in files.answers(real.batches):
-            ranks.add(values, labels)
+            for judge in judges:
+                judge.add(values, labels)
     return Comparison(
         a=stored[0],
         b=stored[1],
@@ -122,7 +134,8 @@ def compare(
         matched=files.matched,
         outputs=[tally.result() for tally in tallies],
         accuracy=None if ranks is None else ranks.result(),
-        notes=[*files.notes, *unknown_kinds, *images.notes, *untimed, *_unlabelled(data, ranks)],
+        worth=None if worth is None else worth.result(),
+        notes=[*files.notes, *unknown_kinds, *images.notes, *untimed, *([] if worth else _unlabelled(data, ranks))],
     )
 
 
@@ -132,16 +145,26 @@ def _tallies(files: _Files, stored: tuple[Contents, Contents], kinds: Mapping[st
     return [Tally(names, (x, y), (x in one.probabilities, y in other.probabilities), kinds.get(x)) for x, y in files.pairs]
 
 
+def _are_features(kinds: Mapping[str, KindOfOutput]) -> bool:
+    """Whether labels of classes are held against features, for nothing else is there."""
+    found = [output.kind for output in kinds.values()]
+    return FEATURES in found and CLASSES not in found
+
+
 def _kinds(files: _Files, paths: tuple[Path, Path], stated: Mapping[str, str]) -> tuple[dict[str, KindOfOutput], list[str]]:
-    """What the outputs are, by a's names, from the first of the files that can be read; and notes on how that is known."""
+    """What the outputs are, by a's names, from the first file that tells them or can be read; and notes on how that is known."""
     reasons = []
     for place, path in enumerate(paths):
+        runner = (files.a, files.b)[place]
+        stored = None if stated else of_stored(runner.metadata, list(runner.outputs))
+        names = {pair[place]: pair[0] for pair in files.pairs}
+        if stored is not None:
+            return {names[output.name]: replace(output, name=names[output.name]) for output in stored if output.certain}, []
         try:
             network = load(path, input_shape=files.input_shape)
         except DreamQuantError as error:
             reasons.append(str(error))
             continue
-        names = {pair[place]: pair[0] for pair in files.pairs}
         found = tuple(replace(output, name=names[output.name]) for output in network.outputs)
         known = restated(replace(network, outputs=found), stated)
         return {output.name: output for output in known if output.certain}, []
@@ -310,7 +333,7 @@ def _real(files: _Files, data: LabelledImages, space: InputSpace) -> _Images:
         both = f"neither {files.a.name} nor {files.b.name} stores how pixels are normalised"
         raise OptionError(f"{both}: give --mean and --std, or --pixels")
     batches = data.batches(files.step, input_shape=files.input_shape, mean=space.mean, std=space.std, channels=space.channels)
-    kind = "images without labels" if data.labels.min() < 0 else "labelled images"
+    kind = "images without labels" if data.truths is None and data.labels.min() < 0 else "labelled images"
     return _Images(f"{len(data)} {kind}", len(data), batches)
 
 

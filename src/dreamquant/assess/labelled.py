@@ -1,8 +1,7 @@
-"""Labelled images for measuring accuracy: from folders, zip files and npz files, decoded batch by batch."""
+"""Labelled images for measuring what answers are worth: from folders, zip files and npz files, decoded batch by batch."""
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 import warnings
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from dreamquant.assess.truths import CLASS, MASKS, Mask, Truths, of_array, of_coco, of_csv
 from dreamquant.errors import DataError, OptionError, blamed, unknown
 from dreamquant.limits import check_archive, check_memory
 
@@ -41,12 +41,14 @@ class LabelledImages:
     """Images of any size with the number of the class of each.
 
     `labels` is int64 (N,), none negative, or -1 for every image where nobody has told the classes. `reader` opens the source
-    and gives the function that decodes image i, `resize` is how images come to a network's size.
+    and gives the function that decodes image i, `resize` is how images come to a network's size. `truths` are what is true of
+    the images in other forms than that of classes, where that is told.
     """
 
     labels: NDArray[np.int64]
     reader: Callable[[], AbstractContextManager[Reader]] = field(repr=False)
     resize: str = "cover"
+    truths: Truths | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -66,7 +68,8 @@ class LabelledImages:
             with self.reader() as read:
                 yield lambda i: read(int(kept[i]))
 
-        return LabelledImages(self.labels[kept], reader, self.resize)
+        truths = None if self.truths is None else self.truths.chosen(kept)
+        return LabelledImages(self.labels[kept], reader, self.resize, truths)
 
     def batches(
         self,
@@ -118,9 +121,11 @@ def load_labelled(
     """Labelled images from one of
 
     - a folder with one sub-folder per class: the sorted names of the sub-folders are the classes 0, 1, ...;
-    - a folder or a .zip with the csv `labels`: its `file` column is the name inside, `label_column` the class number;
-      images that the csv does not name are left out;
-    - an .npz with `x` uint8 (N, H, W, C) or (N, H, W), and integer `y` (N,);
+    - a folder or a .zip with the csv `labels`: its `file` column is the name inside, `label_column` the class number, or
+      several with spaces between; images that the csv does not name are left out;
+    - a folder or a .zip with the folder `labels` of masks, each a .png with the image's name and the class of each pixel, or
+      with the .json `labels` of boxes in COCO's form;
+    - an .npz with `x` uint8 (N, H, W, C) or (N, H, W), and integer `y` (N,), or other labels as `truths.of_array` takes them;
     - where labels are not `required`, a folder of images, a .zip or an .npz without any.
 
     `resize` is how images come to a network's size, as `LabelledImages.batches` does it. Zip files are read in place, image by
@@ -129,7 +134,7 @@ def load_labelled(
     """
     path, labels = Path(path), None if labels is None else Path(labels)
     check_resize(resize)
-    if labels is not None and not labels.is_file():
+    if labels is not None and not labels.exists():
         raise DataError(f"there is no file {labels} with labels")
     if not path.exists():
         raise DataError(f"{path} does not exist")
@@ -159,11 +164,51 @@ def check_normalisation(mean: Sequence[float], std: Sequence[float], *, channels
 def _from_folder(folder: Path, labels: Path | None, label_column: str, required: bool) -> LabelledImages:
     if labels is None:
         names, numbers = _classes_of(folder, required)
-    else:
-        names, numbers = _read_csv(labels, label_column)
-        inside = {name for name in set(names) if _leads_inside(name) and _is_file(folder / name)}
-        _check_inside(names, inside, folder, labels)
-    return LabelledImages(np.array(numbers, np.int64), partial(_folder_reader, folder, names))
+        return LabelledImages(np.array(numbers, np.int64), partial(_folder_reader, folder, names))
+    names, truths = _told(labels, label_column, lambda: _images_below(folder))
+    inside = {name for name in set(names) if _leads_inside(name) and _is_file(folder / name)}
+    _check_inside(names, inside, folder, labels)
+    return _of_truths(truths, partial(_folder_reader, folder, names))
+
+
+def _of_truths(truths: Truths, reader: Callable[[], AbstractContextManager[Reader]]) -> LabelledImages:
+    return LabelledImages(truths.classes, reader, truths=None if truths.form == CLASS else truths)
+
+
+def _told(labels: Path, label_column: str, images: Callable[[], list[str]]) -> tuple[list[str], Truths]:
+    """The names of images and what is true of each, as labels tell it: a folder of masks (then of all `images`), COCO's .json, or
+    a csv."""
+    if labels.is_dir():
+        names = images()
+        masks = _masks(labels, names)
+        return names, Truths(MASKS, masks)
+    return of_coco(labels) if labels.suffix.lower() == ".json" else of_csv(labels, label_column)
+
+
+def _images_below(folder: Path) -> list[str]:
+    return _images_among(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+
+
+def _masks(folder: Path, names: Sequence[str]) -> list[Mask]:
+    """The mask of each image: the .png in `folder` that is called as it is."""
+    files = [folder / PurePosixPath(name).with_suffix(".png") for name in names]
+    missing = [file for file in files if not _is_file(file)]
+    if missing or not files:
+        count = (
+            f"{len(missing)} of the {len(files)} images have no mask, the first should be {missing[0]}"
+            if missing
+            else "no images"
+        )
+        raise DataError(f"{folder} is a folder of labels: {count}")
+    return [partial(_mask, file) for file in files]
+
+
+def _mask(file: Path) -> Image.Image:
+    """The class of each pixel: a palette's number, or a grey level."""
+    image = _decode(partial(_whole, file), str(file))
+    if image.mode not in ("L", "P", "1"):
+        raise DataError(f"{file} is no mask: its pixels are {image.mode}, not one class number each")
+    return Image.fromarray(np.asarray(image, np.uint8))
 
 
 def _classes_of(folder: Path, required: bool) -> tuple[list[str], list[int]]:
@@ -194,13 +239,12 @@ def _from_zip(path: Path, labels: Path | None, label_column: str, required: bool
     inside = _members(path)
     if labels is None:
         names = _images_among(inside)
-        numbers = [-1] * len(names)
         if not names:
             raise DataError(f"{path} holds no images")
-    else:
-        names, numbers = _read_csv(labels, label_column)
-        _check_inside(names, inside, path, labels)
-    return LabelledImages(np.array(numbers, np.int64), partial(_zip_reader, path, names))
+        return LabelledImages(np.full(len(names), -1), partial(_zip_reader, path, names))
+    names, truths = _told(labels, label_column, lambda: _images_among(inside))
+    _check_inside(names, inside, path, labels)
+    return _of_truths(truths, partial(_zip_reader, path, names))
 
 
 def _members(path: Path) -> set[str]:
@@ -221,14 +265,10 @@ def _from_npz(path: Path, labels: Path | None, required: bool) -> LabelledImages
         raise DataError(f"x of {path} has shape {images.shape}, it must be (N, H, W) or (N, H, W, 1 or 3)")
     if images.ndim == 4 and images.shape[3] == 1:
         images = images[..., 0]
+    reader: Callable[[], AbstractContextManager[Reader]] = lambda: nullcontext(lambda i: Image.fromarray(images[i]))  # noqa: E731
     if classes is None:
-        return LabelledImages(np.full(len(images), -1), lambda: nullcontext(lambda i: Image.fromarray(images[i])))
-    if classes.dtype.kind not in "iu" or classes.shape != images.shape[:1]:
-        raise DataError(f"y of {path} is {classes.dtype} {classes.shape}, it must be an integer for each of {len(images)} images")
-    numbers = classes.astype(np.int64)
-    if numbers.min() < 0:
-        raise DataError(f"y of {path} has the negative label {numbers.min()}")
-    return LabelledImages(numbers, lambda: nullcontext(lambda i: Image.fromarray(images[i])))
+        return LabelledImages(np.full(len(images), -1), reader)
+    return _of_truths(of_array(classes, len(images), f"y of {path}"), reader)
 
 
 def _arrays(path: Path, required: bool) -> tuple[NDArray[Any], NDArray[Any] | None]:
@@ -247,44 +287,6 @@ def _arrays(path: Path, required: bool) -> tuple[NDArray[Any], NDArray[Any] | No
     if missing:
         raise DataError(f"{path} has no {' and no '.join(missing)} (it has: {', '.join(known) or 'nothing'})")
     return found["x"], found.get("y")
-
-
-# ---- csv
-
-
-def _read_csv(path: Path, label_column: str) -> tuple[list[str], list[int]]:
-    names, numbers = [], []
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file)
-            _check_columns(path, rows.fieldnames or (), label_column)
-            for row in rows:
-                names.append(row["file"] or "")
-                numbers.append(_class_number(row[label_column], f"{path}, line {rows.line_num}"))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} is not a readable csv file: {_line(error)}") from error
-    if not names:
-        raise DataError(f"{path} names no images")
-    return names, numbers
-
-
-def _check_columns(path: Path, columns: Iterable[str], label_column: str) -> None:
-    known = list(columns)
-    missing = [name for name in ("file", label_column) if name not in known]
-    if missing:
-        raise DataError(
-            f"{path} has no column {' and no column '.join(map(repr, missing))} (it has: {', '.join(known) or 'none'})"
-        )
-
-
-def _class_number(text: str | None, where: str) -> int:
-    try:
-        number = int(text or "")
-    except ValueError:
-        number = -1
-    if not 0 <= number < 2**63:
-        raise DataError(f"{where}: the label {text or ''!r} is not a class number (0, 1, 2, ...)")
-    return number
 
 
 def _check_inside(names: Sequence[str], inside: set[str], source: Path, labels: Path) -> None:
@@ -365,16 +367,24 @@ def _pixels(image: Image.Image, input_shape: tuple[int, int, int], resize: str) 
         image = image.convert("RGBA")
     image = image.convert(_MODES[channels])
     if image.size != (width, height):
-        image = _resized(image, width, height, resize)
+        image = resized(image, width, height, resize)
     return np.asarray(image).reshape(height, width, channels).transpose(2, 0, 1)
 
 
-def _resized(image: Image.Image, width: int, height: int, resize: str) -> Image.Image:
-    method = Image.Resampling.BILINEAR
+def resized(
+    image: Image.Image,
+    width: int,
+    height: int,
+    resize: str,
+    method: Image.Resampling = Image.Resampling.BILINEAR,
+    border: int = LETTERBOX,
+) -> Image.Image:
+    """An image of one or three channels, brought to a size as `resize` says, with a `border` of one number where it does not
+    reach."""
     if resize == "stretch":
         return image.resize((width, height), method)
     if resize == "letterbox":
-        return ImageOps.pad(image, (width, height), method, color=LETTERBOX if image.mode == "L" else (LETTERBOX,) * 3)
+        return ImageOps.pad(image, (width, height), method, color=border if image.mode == "L" else (border,) * 3)
     if resize != "cover":
         scale = int(resize) / min(image.size)
         image = image.resize((round(image.width * scale), round(image.height * scale)), method)
@@ -382,6 +392,21 @@ def _resized(image: Image.Image, width: int, height: int, resize: str) -> Image.
         if left >= 0 and top >= 0:
             return image.crop((left, top, left + width, top + height))
     return ImageOps.fit(image, (width, height), method=method)
+
+
+Pair = tuple[float, float]
+
+
+def placed(size: tuple[int, int], to: tuple[int, int], resize: str) -> tuple[Pair, Pair]:
+    """Where a pixel (x, y) of an image of `size` (width, height) comes to lie in what `resized` makes of it: at (x, y) * scale +
+    shift, to a pixel."""
+    ratios = to[0] / size[0], to[1] / size[1]
+    if resize == "stretch":
+        return ratios, (0.0, 0.0)
+    scale = min(ratios) if resize == "letterbox" else max(ratios)
+    if resize not in RESIZES:
+        scale = max(scale, int(resize) / min(size))
+    return (scale, scale), ((to[0] - size[0] * scale) / 2, (to[1] - size[1] * scale) / 2)
 
 
 def _line(error: BaseException) -> str:

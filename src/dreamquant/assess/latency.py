@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -56,22 +56,39 @@ def compare_latency(
 ) -> Latency:
     """Time of the ONNX files `a` and `b` on normal noise (batch, C, H, W), in one process and in turns: a, b, a, b, ...
 
+    `ratio` is of the two times of one round, so it is steadier than they are. `layout` is how the files take images, where they
+    do not tell. Raises what `times_in_turns` does.
+    """
+    times = times_in_turns((a, b), input_shape=input_shape, batch=batch, threads=threads, rounds=rounds, seed=seed, layout=layout)
+    ratio_low, ratio, ratio_high = np.percentile(times[:, 0] / times[:, 1], (25, 50, 75)).tolist()
+    a_ms, b_ms = (1000 * np.median(times, axis=0)).tolist()
+    runtime = f"onnxruntime {onnxruntime.__version__}"
+    return Latency(a_ms, b_ms, ratio, ratio_low, ratio_high, batch, threads, rounds, runtime, processor_name())
+
+
+def times_in_turns(
+    paths: Sequence[Path],
+    *,
+    input_shape: tuple[int, int, int],
+    batch: int = 1,
+    threads: int = 1,
+    rounds: int = 20,
+    seed: int = 0,
+    layout: str | None = None,
+) -> NDArray[np.float64]:
+    """Seconds (rounds, files) of a run of each ONNX file on normal noise (batch, C, H, W), in one process and in turns.
+
     After a warm-up each of the `rounds` takes one sample of each file: as many runs as last about 5 ms, after one that does not
-    count. `layout` is how the files take images, where they do not tell. What the machine does meanwhile meets both files, so
-    `ratio` is steadier than the two times. Raises OptionError for an impossible `batch`, `threads` or `rounds`, or a `batch`
-    that a file does not take; ModelError for files that the runtime refuses.
+    count. What the machine does meanwhile meets all files. Raises OptionError for an impossible `batch`, `threads` or `rounds`,
+    or a `batch` that a file does not take; ModelError for files that the runtime refuses.
     """
     for name, value in (("batch", batch), ("rounds", rounds)):
         if value < 1:
             raise OptionError(f"{name} is {value}, it must be at least 1")
     check_memory(4 * batch * math.prod(input_shape), f"a batch of {batch} images {tuple(input_shape)}", OptionError)
     images = np.random.default_rng(seed).standard_normal((batch, *input_shape), dtype=np.float32)
-    samplers = [_sampler(onnx_runner(path, threads=threads, layout=layout), images) for path in (a, b)]
-    times = np.array([[sample() for sample in samplers] for _ in range(rounds)])
-    ratio_low, ratio, ratio_high = np.percentile(times[:, 0] / times[:, 1], (25, 50, 75)).tolist()
-    a_ms, b_ms = (1000 * np.median(times, axis=0)).tolist()
-    runtime = f"onnxruntime {onnxruntime.__version__}"
-    return Latency(a_ms, b_ms, ratio, ratio_low, ratio_high, batch, threads, rounds, runtime, processor_name())
+    samplers = [_sampler(onnx_runner(path, threads=threads, layout=layout), images) for path in paths]
+    return np.array([[sample() for sample in samplers] for _ in range(rounds)])
 
 
 def processor_name() -> str:

@@ -11,7 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dreamquant.assess.evaluate import class_scores, is_per_class, label_ranks
+from dreamquant.assess.evaluate import unread
+from dreamquant.assess.labelled import LabelledImages
+from dreamquant.assess.scoring import Score, class_scores, is_per_class, label_ranks, score_of, told_of
+from dreamquant.assess.truths import CLASS, Truths
 from dreamquant.errors import ModelError
 from dreamquant.network.answers import agreement, divergence, unit
 from dreamquant.network.outputs import CLASSES, FEW, VALUES, Output
@@ -77,6 +80,17 @@ class PairedAccuracy:
     high: float
     only_a: int
     only_b: int
+
+
+@dataclass(frozen=True)
+class PairedWorth:
+    """What both files are worth on the same labelled images, by one `output` of a kind: figures of `assess.scoring` by name, of a
+    and of b."""
+
+    output: str
+    kind: str
+    images: int
+    figures: dict[str, tuple[float, float]]
 
 
 class Tally:
@@ -202,6 +216,42 @@ class Ranks:
             only_a=only_a,
             only_b=only_b,
         )
+
+
+class Worths:
+    """How good both files' answers are by the labels of `data`, of whatever form; `known` is what is known of the outputs, in
+    order."""
+
+    def __init__(
+        self,
+        data: LabelledImages,
+        known: Sequence[Output | None],
+        input_shape: tuple[int, int, int],
+        name: str,
+        blank: int | None,
+    ) -> None:
+        self.truths = data.truths or Truths(CLASS, data.labels.tolist())
+        self.resize, self.size, self.blank = data.resize, (input_shape[2], input_shape[1]), blank
+        self.known, self.name = known, name
+        self.place, self.images = -1, 0
+        self.scores: list[Score] = []
+
+    def add(self, values: Sequence[tuple[Array, Array]], labels: NDArray[np.int64]) -> None:
+        """Count the pairs of outputs on as many images; DataError for labels that tell of none of them."""
+        if not self.scores:
+            guessed = unread([torch.from_numpy(one) for one, _ in values])
+            outputs = [known or guess for known, guess in zip(self.known, guessed, strict=True)]
+            self.place, output = told_of(outputs, self.truths.form, self.name)
+            self.scores = [score_of(output, self.size, self.resize, self.truths.each, self.blank) for _ in range(2)]
+        told = self.truths.each[self.images : self.images + len(labels)]
+        for score, answers in zip(self.scores, values[self.place], strict=True):
+            score.add(torch.from_numpy(np.ascontiguousarray(answers)), told)
+        self.images += len(labels)
+
+    def result(self) -> PairedWorth:
+        output = self.scores[0].output
+        a, b = (score.result() for score in self.scores)
+        return PairedWorth(output.name, output.kind, self.images, {name: (a[name], b[name]) for name in a})
 
 
 def _percent(right: Array) -> float:

@@ -45,8 +45,12 @@ Outputs = Annotated[
     typer.Option("--outputs", help=f"NAME=KIND: what an output is, one of {', '.join(KINDS)}"),
 ]
 Seed = Annotated[int, typer.Option(help="same seed, same bits, on one machine")]
-Labels = Annotated[Path | None, typer.Option(help="csv with columns `file` and the label column")]
-LabelColumn = Annotated[str, typer.Option(help="the csv's column of class numbers")]
+Labels = Annotated[
+    Path | None,
+    typer.Option(help="a csv with columns `file` and the label column, a folder of masks, or a .json of boxes in COCO's form"),
+]
+LabelColumn = Annotated[str, typer.Option(help="the csv's column of class numbers, one or several between spaces")]
+Blank = Annotated[int | None, typer.Option(help="of sequences: the class that stands for nothing, where labels leave it open")]
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="show no progress")]
 Memory = Annotated[float | None, typer.Option(help="GiB that may be asked for; without it, half of the machine's memory")]

@@ -12,10 +12,11 @@ import typer
 from dreamquant.assess.compare import COUNT
 from dreamquant.assess.compare import compare as compare_files
 from dreamquant.assess.dreams import measure
-from dreamquant.assess.evaluate import check_normalised, runnable
+from dreamquant.assess.evaluate import asks_for_accuracy, check_normalised, judge, runnable
 from dreamquant.assess.evaluate import evaluate as evaluate_run
 from dreamquant.assess.labelled import load_labelled
 from dreamquant.cli.arguments import (
+    Blank,
     Channels,
     Force,
     Json,
@@ -38,7 +39,7 @@ from dreamquant.flow import telling
 from dreamquant.network.load import load
 from dreamquant.quantization.plan import load_plan
 from dreamquant.storage import read_samples
-from dreamquant.terminal import print_comparison, print_dreams, print_evaluation, print_json, progress_bars
+from dreamquant.terminal import print_comparison, print_dreams, print_evaluation, print_json, print_judgement, progress_bars
 
 
 def evaluate(
@@ -57,13 +58,25 @@ def evaluate(
     channels: Channels = None,
     force: Force = False,
     trust_model: Trust = False,
+    outputs: Outputs = None,
+    blank: Blank = None,
     batch: Annotated[int, typer.Option(help="images at once")] = 64,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Accuracy of MODEL on labelled images; an ONNX file, quantized or not, is run in ONNX Runtime as it is."""
+    """What MODEL is worth on labelled images, as its outputs' kind has it: accuracy, F1, mean IoU, mAP, neighbours, lines read,
+    errors. An ONNX file, quantized or not, is run in ONNX Runtime as it is."""
     images = load_labelled(data, labels=labels, label_column=label_column, resize=resize)
-    subject = runnable(model, **input_options(input_shape, mean, std, pixels, layout, channels), force=force, trust=trust_model)
+    options = input_options(input_shape, mean, std, pixels, layout, channels, outputs)
+    subject = runnable(model, **options, force=force, trust=trust_model)
+    if blank is not None or not asks_for_accuracy(subject, images):
+        with progress_bars(quiet or as_json) as progress:
+            judged = judge(subject, images, blank=blank, batch=batch, callback=telling(progress, "evaluating"))
+        if as_json:
+            print_json(asdict(judged), indent=None)
+        else:
+            print_judgement(judged)
+        return
     with progress_bars(quiet or as_json) as progress:
         found = evaluate_run(
             subject.run,
@@ -129,7 +142,10 @@ def compare(
         Path | None, typer.Option(help="compare outputs on these: a .safetensors or .npz file that `synthesize` wrote")
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="or on real images, as `evaluate` takes them; labels, where there are any, give accuracy")
+        Path | None,
+        typer.Option(
+            help="or on real images, as `evaluate` takes them; labels, where there are any, tell what A and B are worth"
+        ),
     ] = None,
     labels: Labels = None,
     label_column: LabelColumn = "label",
@@ -141,6 +157,7 @@ def compare(
     layout: Layout = None,
     channels: Channels = None,
     outputs: Outputs = None,
+    blank: Blank = None,
     count: Annotated[int, typer.Option("--count", "-n", help="procedural images, where neither is given")] = COUNT,
     batch: Annotated[int | None, typer.Option(help="images at once when timed; without it 1, or what the files take")] = None,
     threads: Annotated[int, typer.Option(help="threads inside one operator")] = 1,
@@ -149,7 +166,7 @@ def compare(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compare two ONNX files in ONNX Runtime: size, layers, latency, every output and, where there are labels, accuracy."""
+    """Compare two ONNX files in ONNX Runtime: size, layers, latency, every output and, by labels, what they are worth."""
     images = load_images(data, labels, label_column, resize, required=False)
     with progress_bars(quiet or as_json) as progress:
         found = compare_files(
@@ -158,6 +175,7 @@ def compare(
             samples=None if samples is None else read_samples(samples),
             data=images,
             **input_options(input_shape, mean, std, pixels, layout, channels, outputs),
+            blank=blank,
             count=count,
             batch=batch,
             threads=threads,

@@ -13,6 +13,7 @@ from dreamquant.errors import OptionError, OutputError
 from dreamquant.exporters.qdq import to_onnx
 from dreamquant.exporters.verify import Verification, verify
 from dreamquant.files import atomic_path
+from dreamquant.network.output_properties import properties as output_properties
 from dreamquant.plain import plain_torch
 from dreamquant.quantization.student import Student
 from dreamquant.samples import Samples
@@ -47,6 +48,7 @@ def export(
         "dreamquant.bits": str(student.bits),
         "dreamquant.plan": student.plan.name,
         **network.space.properties(),
+        **output_properties(network.outputs),
         **(metadata or {}),
     }
     helper.set_model_props(proto, properties)

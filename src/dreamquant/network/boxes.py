@@ -32,23 +32,26 @@ def box_agreement(output: Output, expected: Tensor, actual: Tensor) -> float:
     """F1, 0 to 1, of the boxes in `actual` answers (N, ...) against those in `expected` ones; 1 where neither has any."""
     sure = confidence(output, expected).flatten()
     least = min(LEAST, sure.topk(min(len(expected), len(sure))).values[-1].item())
-    corners = _are_corners(output, expected)
+    corners = are_corners(output, expected)
     same = found = 0
     for one, other in zip(expected, actual, strict=True):
-        ones, others = (_boxes(output, value, least, corners) for value in (one, other))
+        ones, others = (find_boxes(output, value, least, corners)[:2] for value in (one, other))
         same += _matched(*ones, *others)
         found += len(ones[0]) + len(others[0])
     return 2 * same / found if found else 1.0
 
 
-def _are_corners(output: Output, value: Tensor) -> bool:
+def are_corners(output: Output, value: Tensor) -> bool:
     """Whether boxes are two corners, rather than a centre and two sides: the second pair is then always beyond the first."""
     box = value.movedim(output.places, -1)[..., coordinates(output)[:BOX]]
     return bool((box[..., 2:] >= box[..., :2]).all())
 
 
-def _boxes(output: Output, value: Tensor, least: float, corners: bool) -> tuple[Tensor, Tensor]:
-    """Corners (boxes, 4) and classes (boxes,) of one image, the surest first, without those that overlap a surer one."""
+def find_boxes(output: Output, value: Tensor, least: float, corners: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Corners (boxes, 4), classes (boxes,) and confidences (boxes,) of one image's answer, the surest first.
+
+    Boxes below the `least` confidence are left out, and those of a class that overlap a surer one. `corners` is `are_corners`.
+    """
     scores, classes = _class_scores(output, value.unsqueeze(0))[0].max(-1)
     order = scores.argsort(descending=True, stable=True)
     order = order[scores[order] >= least][:MOST]
@@ -61,7 +64,7 @@ def _boxes(output: Output, value: Tensor, least: float, corners: bool) -> tuple[
     for place in range(len(box)):
         if not bool(alike[place, kept].any()):
             kept.append(place)
-    return box[kept], classes[kept]
+    return box[kept], classes[kept], scores[order][kept]
 
 
 def _matched(box: Tensor, classes: Tensor, other: Tensor, others: Tensor) -> int:
