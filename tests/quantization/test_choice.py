@@ -13,6 +13,7 @@ from dreamquant.errors import ModelError, OptionError
 from dreamquant.network.answers import distances
 from dreamquant.network.capture import capture, noise
 from dreamquant.network.graph import Network, tensor_of
+from dreamquant.network.outputs import restated
 from dreamquant.network.scores import float_answers
 from dreamquant.quantization.choice import BY_TENSOR, CORRECTIONS, RANGES, WHOLE, Choice, choose
 from dreamquant.quantization.grid import Grid
@@ -160,3 +161,72 @@ def test_options_of_ranges_that_are_to_be_chosen_are_an_error() -> None:
     settings = ["quantization.activation_options.percent=99"]
     with pytest.raises(OptionError, match="name ranges too"):
         resolve(load_recipe("auto"), has_batchnorm=True, photographs=True, settings=settings)
+
+
+class Loud(nn.Module):
+    """A chain of layers behind a tensor that no grid of eight bits fits: one channel is 100,000 times the others' size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 1)
+        self.rest = nn.Sequential(*(layer for _ in range(15) for layer in (nn.Conv2d(8, 8, 1), nn.ReLU())))
+        self.last = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.nn.functional.silu(self.first(x) * torch.tensor([1e5, 1, 1, 1, 1, 1, 1, 1]).view(1, 8, 1, 1))
+        y = self.rest(y * torch.tensor([1e-5, 1, 1, 1, 1, 1, 1, 1]).view(1, 8, 1, 1))
+        z: Tensor = self.last(y.mean((2, 3)))
+        return z
+
+
+def test_a_tensor_that_costs_the_outputs_most_by_far_stays_in_float(
+    fill: Callable[..., nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dreamquant.quantization.choice.MATTERS", 1e-5)
+    network = capture(fill(Loud(), SHAPE), SHAPE)
+    images = noise(16, SHAPE, seed=0)
+    found = chosen(network, images, spare=CHOSEN, **BOTH)
+    assert found.taken is not None
+    assert found.plan.float_tensors
+    assert found.spared is not None
+    assert found.spared <= found.taken.distance / 2
+    assert found.plan.float_tensors[0] in found.sentence()
+
+    student = quantize(network, Samples(images), plan=found.plan)
+    assert not {str(tensor.quantizer.target) for tensor in student.tensors()} & set(found.plan.float_tensors)
+
+
+def test_where_answers_hardly_move_no_tensor_stays_in_float(network: Network) -> None:
+    found = chosen(network, noise(16, SHAPE, seed=0), spare=CHOSEN, **BOTH)
+    assert found.spared is None
+    assert found.plan.float_tensors == []
+
+
+def test_a_tensor_that_is_not_quantized_cannot_be_left_in_float(network: Network) -> None:
+    for field in ({"float_tensors": ["nowhere_grid"]}, {"tensor_ranges": {"nowhere_grid": "mse"}}):
+        with pytest.raises(OptionError, match="nowhere_grid"):
+            quantize(network, Samples(noise(2, SHAPE, seed=0)), **field)
+
+
+class Labels(nn.Module):
+    """Two labels, told from the mean of an image; `bias` is the logit of an image of nothing."""
+
+    def __init__(self, bias: float) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Linear(8, 2)
+        self.bias = bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(self.last(torch.relu(self.first(x)).mean((2, 3))) + self.bias)
+
+
+@pytest.mark.parametrize("bias", [-9.0, 9.0])
+def test_samples_that_show_nothing_judge_no_bias_correction(bias: float) -> None:
+    torch.manual_seed(0)
+    network = capture(Labels(bias).eval(), SHAPE)
+    network = replace(network, outputs=restated(network, {network.outputs[0].name: "multilabel"}))
+    found = chosen(network, noise(16, SHAPE, seed=0), **BOTH)
+    assert found.shown is (bias > 0)
+    assert {one.bias_correction for one in found.candidates} == ({"none", "samples"} if found.shown else {"none"})
+    assert ("show nothing" in found.sentence()) is not found.shown
+    assert all(one.distance > 0 for one in found.candidates)
