@@ -211,7 +211,7 @@ def run(
         )
     clock.lap("training")
     _check_run_folder(run_dir)
-    artifact = export(student, path, samples, metadata=_metadata(chosen, seed, samples))
+    artifact = export(student, path, samples, metadata=_metadata(chosen, seed, samples, choice))
     clock.lap("export")
     probes = [dreamer(what, method, count, (seed + 2) % SEEDS, options) for what, (method, count, options) in asked.items()]
     clock.lap("probe_synthesis")
@@ -321,10 +321,11 @@ class _Dreamer:
         return samples
 
 
-def _metadata(recipe: Recipe, seed: int, samples: Samples) -> dict[str, str]:
+def _metadata(recipe: Recipe, seed: int, samples: Samples, choice: Choice) -> dict[str, str]:
     made = {
         "calibration": {"method": samples.method, "images": len(samples)},
         "recipe": recipe.model_dump(exclude_none=True, exclude={"published"}),
+        "ranges": choice.sentence(),
         "seed": seed,
         "threads": torch.get_num_threads(),
         "versions": versions(),
