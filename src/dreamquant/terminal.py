@@ -95,6 +95,8 @@ def print_result(result: Result, report: Path | None = None) -> None:
         table.add_row("", f"all this holds only if the network is fed {space.numbers()}, which nothing in it confirms")
     worst = sorted(assessment.layers, key=lambda layer: layer.sqnr)[:3]
     table.add_row("weakest layers", ", ".join(f"{layer.layer} {layer.sqnr:.1f} dB" for layer in worst))
+    if result.choice.taken is not None:
+        table.add_row("ranges", result.choice.sentence())
     if result.allocation.layers:
         table.add_row("layers", _allocated(result))
     if assessment.float_layers:

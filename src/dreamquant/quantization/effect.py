@@ -38,10 +38,14 @@ class Effect:
     points: Tensor
     slopes: Tensor
 
-    def of(self, grids: list[Grid]) -> Tensor:
-        """The mean squared distance that each grid moves the answers by, to first order: (len(grids),)."""
+    def moves(self, grids: list[Grid]) -> Tensor:
+        """The squared distances that each grid moves the answers by, to first order: (images x margins, len(grids))."""
         errors = torch.stack([grid.fake(self.points) - self.points for grid in grids], 1)
-        return (self.slopes @ errors).square().mean(0)
+        return (self.slopes @ errors).square()
+
+    def of(self, grids: list[Grid]) -> Tensor:
+        """The mean of `moves`: (len(grids),)."""
+        return self.moves(grids).mean(0)
 
 
 def together(parts: list[Effect]) -> Effect:

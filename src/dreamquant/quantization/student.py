@@ -88,6 +88,8 @@ def prepare(network: Network, plan: Plan, bits: Bits) -> tuple[Student, dict[str
     layers = weighted_nodes(graph.graph)
     check_layers(network, plan)
     sites = activation_sites(graph.graph, plan, bits)
+    _check_tensors(plan, {site.name for site in sites})
+    sites = [site for site in sites if site.name not in plan.float_tensors]
     widths: dict[str, int] = {}
     deciders: dict[str, tuple[fx.Node, ...]] = {}
     for site in sites:
@@ -107,6 +109,13 @@ def prepare(network: Network, plan: Plan, bits: Bits) -> tuple[Student, dict[str
     graph.graph.lint()
     graph.recompile()
     return Student(network, plan, bits), widths, deciders
+
+
+def _check_tensors(plan: Plan, known: set[str]) -> None:
+    """`OptionError` where the plan has something for a tensor that would not be quantized."""
+    for name in [*plan.float_tensors, *plan.tensor_ranges]:
+        if name not in known:
+            raise OptionError(unknown("tensor", name, sorted(known)))
 
 
 def check_layers(network: Network, plan: Plan) -> None:
