@@ -99,7 +99,7 @@ def test_every_norm_of_a_file_is_folded_and_its_name_taken_over(residual_onnx: P
     folded = fold_batchnorm(network)
     x = images(4, network.input_shape)
     origins = {notes(node).origin for node in network.graph.graph.nodes if node.target is aten.batch_norm.default}
-    layers = [node for node in folded.graph.graph.nodes if notes(node).absorbed is not None]
+    layers = [node for node in folded.graph.graph.nodes if notes(node).absorbed]
 
     assert {notes(node).origin for node in layers} == origins
     assert len(layers) == 5
