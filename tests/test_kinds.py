@@ -80,7 +80,7 @@ def test_what_is_said_is_of_the_kind(quantized: Callable[..., Result], kind: str
     assert told["agreement"]["top1"] == told["agreement"]["outputs"][0]["agreement"]
     assert [output["kind"] for output in told["outputs"]] == [kind]
     classes = kind == "classes"
-    assert ("no class" in told["recipe"]["because"]) is not classes
+    assert ("no class" in told["recipe"]["because"]) is (not classes and bits != "W8A8")
     assert classes or told["recipe"]["synthesis"].get("class_weight", 0) == 0
     facts = gather(result)
     page = " ".join([facts.verdict.lost, *facts.cautions, *(note for tile in facts.tiles for note in tile.notes)])

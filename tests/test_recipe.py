@@ -10,7 +10,7 @@ import pytest
 
 from dreamquant.errors import OptionError
 from dreamquant.methods import find_method
-from dreamquant.quantization.plan import LayerPlan, load_plan
+from dreamquant.quantization.plan import CHOSEN, LayerPlan, load_plan
 from dreamquant.recipe import BUDGETS, Recipe, load_recipe, recipe_names, resolve
 from dreamquant.synthesis import needs_batchnorm
 
@@ -54,7 +54,7 @@ def test_for_photographs_eight_bits_take_seconds(has_batchnorm: bool) -> None:
     recipe = load_recipe("auto")
     found = resolve(recipe, has_batchnorm, photographs=True, bits="W8A8")
     assert found.synthesis.method == "fractal"
-    assert found.quantization.resolved().activation_ranges == "kl"
+    assert found.quantization.resolved().activation_ranges == CHOSEN
     assert "photographs" in found.because
     mine = resolve(recipe, has_batchnorm, photographs=True, settings=["quantization.activation_ranges=mse"])
     assert mine.quantization.resolved().activation_ranges == "mse"

@@ -10,6 +10,7 @@ import torch
 
 from dreamquant.methods import find_method
 from dreamquant.network.graph import Network
+from dreamquant.quantization.plan import CHOSEN
 from dreamquant.quantization.sites import weighted_nodes
 from dreamquant.recipe import Recipe
 from dreamquant.synthesis import synthesize
@@ -17,6 +18,7 @@ from dreamquant.synthesis import synthesize
 # what is done with one image, in times of a forward run of the float network; measured on the networks of docs/benchmarks.md
 LEARNING = 4.0  # a step of a dream: forwards and backwards, with its losses and its update
 QUANTIZING = 10.0  # ranges of all tensors, and biases
+CHOOSING = 15.0  # of ranges and bias correction, by what they do to the outputs
 WEIGHING = 3.0  # one layer, by its weights and by its input
 RECONSTRUCTING = 6.0  # a step of all units together, on float and quantized inputs
 TRAINING = 6.0  # a step of the student, its teacher and the generator
@@ -38,7 +40,9 @@ def expected_seconds(network: Network, recipe: Recipe, probes: Iterable[Stage] =
     answered = [(synthesis.method, synthesis.held_out, synthesis.options), *probes]
     calibration = (synthesis.method, synthesis.count, synthesis.options)
     dreaming = sum(_dreaming_seconds(network, forward, *stage) for stage in (calibration, *answered))
-    runs = QUANTIZING * synthesis.images
+    plan = recipe.quantization.resolved()
+    chosen = CHOSEN in (plan.activation_ranges, plan.bias_correction, plan.spare)
+    runs = (QUANTIZING + CHOOSING * chosen) * synthesis.images
     if recipe.allocation.method != "uniform":
         runs += WEIGHING * synthesis.images * len(weighted_nodes(network.graph.graph))
     given = _options("reconstruction", recipe.reconstruction.method, recipe.reconstruction.options)

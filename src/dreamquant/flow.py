@@ -26,17 +26,19 @@ from dreamquant.assess.probes import stages as probe_stages
 from dreamquant.assess.trust import unlike
 from dreamquant.errors import OptionError
 from dreamquant.estimate import expected_seconds
-from dreamquant.exporters.export import Artifact, check_format, check_writable, export
+from dreamquant.exporters.export import Artifact, check_format, export
+from dreamquant.exporters.qdq import check_writable
 from dreamquant.files import atomic_write, check_output, in_use
 from dreamquant.methods import SEEDS, check_seed
-from dreamquant.network.attention import has_layernorm
 from dreamquant.network.fingerprint import fingerprint
 from dreamquant.network.graph import Network
 from dreamquant.network.load import Loading, load
+from dreamquant.network.opaque import float_operators
 from dreamquant.network.scores import scores_classes
 from dreamquant.network.statistics import batch_norms
 from dreamquant.plain import plain_torch
-from dreamquant.quantization.plan import Bits, Plan
+from dreamquant.quantization.choice import Choice, choose
+from dreamquant.quantization.plan import Bits, Plan, parse_bits
 from dreamquant.quantization.quantize import quantize
 from dreamquant.quantization.student import Student, check_layers
 from dreamquant.real_images import real_images
@@ -69,6 +71,7 @@ class Result:
     seed: int
     seconds: dict[str, float]
     samples: Samples
+    choice: Choice
     allocation: Allocation
     network: Network
     student: Student
@@ -93,6 +96,7 @@ class Result:
             "probes": [asdict(probe) for probe in self.assessment.probes],
             "layers": [asdict(layer) for layer in self.assessment.layers],
             "float_layers": self.assessment.float_layers,
+            "choice": asdict(self.choice) | {"plan": self.choice.plan.name},
             "allocation": {"layers": self.allocation.layers, **self.allocation.totals},
             "seconds": self.seconds,
             "recipe": self.recipe.model_dump(exclude_none=True),
@@ -154,9 +158,9 @@ def run(
     network = load(model, **loading)
     check_fed(network)
     chosen = resolve(known, *_kind(network), budget=budget, bits=bits, plan=plan, settings=settings)
-    whole = chosen.quantization.resolved()
+    whole, width = chosen.quantization.resolved(), parse_bits(chosen.quantization.bits)
     check_layers(network, whole)
-    check_writable(network)
+    check_writable(network, whole, chosen.quantization.bits)
     stage = chosen.synthesis
     given = None if images is None else real_images(network, images, resize=resize, seed=seed)
     asked = probe_stages(stage.method) if estimate and given is None and not unlike(network) else {}
@@ -164,6 +168,8 @@ def run(
         announce(f"{network.source.text}: {network.space.sentence()}")
         for line in (*network.remarks, *(f"output {answer}" for answer in network.outputs)):
             announce(line)
+        if staying := float_operators(network):
+            announce(f"stays in float: {', '.join(staying)}")
         announce(_intention(chosen, expected_seconds(network, chosen, asked.values())))
     clock = _Clock()
     dreamer = _Dreamer(network, run_dir, progress)
@@ -174,10 +180,12 @@ def run(
     dreams = (stage.held_out, (seed + 1) % SEEDS, stage.options)
     held_out = given[1] if given is not None else dreamer("held-out", stage.method, *dreams)
     clock.lap("held_out_synthesis")
+    choice = choose(network, samples, whole, width, telling(progress, "choosing ranges"))
+    clock.lap("choice")
     allocation = allocate(
         network,
         samples,
-        whole,
+        choice.plan,
         bits=chosen.quantization.bits,
         method=chosen.allocation.method,
         callback=telling(progress, "weighing layers"),
@@ -209,7 +217,7 @@ def run(
         )
     clock.lap("training")
     _check_run_folder(run_dir)
-    artifact = export(student, path, samples, metadata=_metadata(chosen, seed, samples))
+    artifact = export(student, path, samples, metadata=_metadata(chosen, seed, samples, choice))
     clock.lap("export")
     probes = [dreamer(what, method, count, (seed + 2) % SEEDS, options) for what, (method, count, options) in asked.items()]
     clock.lap("probe_synthesis")
@@ -218,7 +226,7 @@ def run(
     assessment = assess(network, student, artifact, held_out, probes, learned=learned, **why)
     clock.lap("assessment")
     threads = torch.get_num_threads()
-    result = Result(artifact, assessment, chosen, seed, clock.seconds, samples, allocation, network, student, threads)
+    result = Result(artifact, assessment, chosen, seed, clock.seconds, samples, choice, allocation, network, student, threads)
     if run_dir is not None:
         atomic_write(Path(run_dir) / RESULT, json.dumps(result.summary(), indent=2).encode())
     return result
@@ -234,11 +242,10 @@ def ranked(
     return sorted(damages, key=lambda layer: -layer.both)
 
 
-def _kind(network: Network) -> tuple[bool, bool, bool, bool, bool]:
-    """What of a network decides on a recipe's variants: whether it has BatchNorms, sees photographs, sees large images, scores
-    classes, and has LayerNorms or attention."""
+def _kind(network: Network) -> tuple[bool, bool, bool, bool]:
+    """What decides on variants: whether a network has BatchNorms, sees photographs, sees large images, scores classes."""
     large = math.prod(network.input_shape[1:]) >= LARGE
-    return bool(batch_norms(network)), network.sees_photographs, large, scores_classes(network), has_layernorm(network)
+    return bool(batch_norms(network)), network.sees_photographs, large, scores_classes(network)
 
 
 def telling(progress: Progress | None, stage: str) -> Callable[..., None] | None:
@@ -320,10 +327,11 @@ class _Dreamer:
         return samples
 
 
-def _metadata(recipe: Recipe, seed: int, samples: Samples) -> dict[str, str]:
+def _metadata(recipe: Recipe, seed: int, samples: Samples, choice: Choice) -> dict[str, str]:
     made = {
         "calibration": {"method": samples.method, "images": len(samples)},
         "recipe": recipe.model_dump(exclude_none=True, exclude={"published"}),
+        "ranges": choice.sentence(),
         "seed": seed,
         "threads": torch.get_num_threads(),
         "versions": versions(),

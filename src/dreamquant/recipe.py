@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dreamquant import shelf
 from dreamquant.errors import OptionError, unknown
 from dreamquant.methods import BUDGETS, convert, find_method
-from dreamquant.quantization.plan import Plan, load_plan, parse_bits
+from dreamquant.quantization.plan import CHOSEN, Plan, load_plan, parse_bits
 from dreamquant.synthesis import WIDENED
 
 Budget = Literal["quick", "standard", "paper"]
@@ -91,21 +91,19 @@ class Variant(BaseModel):
     photographs: bool | None = None  # whether the network takes three channels of a known normalisation
     large: bool | None = None  # whether its images have 96 x 96 pixels or more
     classes: bool | None = None  # whether an output is scores of classes, which a dreamer can aim at
-    layernorm: bool | None = None  # whether it attends, or normalises each image's values by themselves
     bits_at_most: int | None = None  # of weights or of activations, whichever are fewer
     synthesis: Synthesis | None = None
     allocation: Allocation | None = None
     quantization: dict[str, Any] = Field(default_factory=dict)
     reconstruction: Reconstruction | None = None
 
-    def fits(self, bits: int, has_batchnorm: bool, photographs: bool, large: bool, classes: bool, layernorm: bool) -> bool:
+    def fits(self, bits: int, has_batchnorm: bool, photographs: bool, large: bool, classes: bool) -> bool:
         """Whether this variant is for such a network and so many bits."""
         asked = (
             (self.batchnorm, has_batchnorm),
             (self.photographs, photographs),
             (self.large, large),
             (self.classes, classes),
-            (self.layernorm, layernorm),
         )
         return all(wanted in (None, is_so) for wanted, is_so in asked) and (
             self.bits_at_most is None or bits <= self.bits_at_most
@@ -154,7 +152,6 @@ def resolve(
     photographs: bool = False,
     large: bool = False,
     classes: bool = True,
-    layernorm: bool = False,
     *,
     budget: str = "standard",
     bits: str | None = None,
@@ -163,10 +160,9 @@ def resolve(
 ) -> Recipe:
     """The recipe as it will be run: the variant that fits, the budget's and the user's settings applied, every option known.
 
-    `has_batchnorm`, `photographs` (`Network.sees_photographs`), `large`, `classes` and `layernorm` say what network it is for, as
-    the fields of `Variant` do; `settings` are
-    `stage.option=value`, with the stages `synthesis`, `allocation`, `quantization`, `reconstruction` and
-    `training`. Raises `OptionError` for whatever is not known or impossible, before any work is done.
+    `has_batchnorm`, `photographs` (`Network.sees_photographs`), `large` and `classes` say what network it is for, as the
+    fields of `Variant` do; `settings` are `stage.option=value`, with the stages `synthesis`, `allocation`, `quantization`,
+    `reconstruction` and `training`. Raises `OptionError` for whatever is not known or impossible, before any work is done.
     """
     if budget not in BUDGETS:
         raise OptionError(unknown("budget", budget, BUDGETS))
@@ -177,7 +173,7 @@ def resolve(
     _apply([setting for setting in settings if setting.startswith(named)], {"quantization": quantization})
     width = parse_bits(str(quantization["bits"]))
     fewest = min(width.weights, width.activations)
-    facts = has_batchnorm, photographs, large, classes, layernorm
+    facts = has_batchnorm, photographs, large, classes
     variant = next((one for one in recipe.variants if one.fits(fewest, *facts)), None)
     if variant and quantization["plan"] == recipe.quantization.plan:
         quantization.update(variant.quantization)
@@ -263,5 +259,8 @@ def _check_methods(plan: Plan) -> None:
         find_method("transform", name).check_options(plan.transform_options.get(name, {}))
     if plan.weight_levels != "uniform":
         find_method("codebooks", plan.weight_levels).check_options(plan.level_options)
-    for name, options in ((plan.weight_ranges, plan.weight_options), (plan.activation_ranges, plan.activation_options)):
+    if plan.activation_ranges == CHOSEN and plan.activation_options:
+        raise OptionError(f"activation_options are set, and activation_ranges are {CHOSEN!r}, which have none: name ranges too")
+    activations = [] if plan.activation_ranges == CHOSEN else [(plan.activation_ranges, plan.activation_options)]
+    for name, options in [(plan.weight_ranges, plan.weight_options), *activations]:
         find_method("ranges", name).check_options(options)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import onnx
 import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
@@ -19,6 +20,7 @@ from dreamquant.limits import check_memory, memory
 from dreamquant.onnx_guard import check_file
 
 DTYPES: dict[str, type[np.generic]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
+MICROSOFT = "com.microsoft"  # the domain of what the runtime knows beyond the standard
 LAYOUT_KEY = "dreamquant.layout"  # a property of a model file
 FEW = (1, 3, 4)  # channels that images have
 _FATAL_ONLY = 4  # what is wrong with a file is raised, and told by us
@@ -40,14 +42,26 @@ class OnnxRunner:
     """An ONNX file in ONNX Runtime on the processor: float32 (n, C, H, W) -> its first output, or any others.
 
     `input_shape` is (C, H, W) with None where the file leaves it open, `batch` the only batch size it takes or None for
-    any, `layout` how it takes images, `outputs` all outputs by name in the file's order, `metadata` its custom properties. A file
+    any, `layout` how it takes images, `outputs` all outputs by name in the file's order, or the inner values that it was opened
+    for, `metadata` its custom properties. A file
     of one batch size is fed in pieces, the last one filled up; each output is put together along the axis of its images, which
     `axes` holds by name: that which the file names as it names its input's, else the first whose size is the batch's, or open.
     """
 
-    def __init__(self, source: Path | bytes, *, threads: int | None, optimize: bool, layout: str | None = None) -> None:
+    def __init__(
+        self,
+        source: Path | bytes,
+        *,
+        threads: int | None,
+        optimize: bool,
+        layout: str | None = None,
+        shown: Sequence[str] = (),
+    ) -> None:
         self.name = "the ONNX model" if isinstance(source, bytes) else str(source)
         self.session = _session(source, self.name, threads, optimize)
+        if not {output.name for output in self.session.get_outputs()}.issuperset(shown):
+            proto = onnx.load_from_string(source) if isinstance(source, bytes) else onnx.load(str(source))
+            self.session = _session(opened(proto, shown), self.name, threads, optimize)
         inputs = self.session.get_inputs()
         if len(inputs) != 1 or inputs[0].type not in DTYPES or len(inputs[0].shape) != 4:
             given = ", ".join(f"{i.name}: {i.type} {i.shape}" for i in inputs)
@@ -57,8 +71,9 @@ class OnnxRunner:
         if not self.session.get_outputs():
             raise ModelError(f"{self.name} gives no output")
         self.input_name: str = inputs[0].name
-        self.output_name: str = self.session.get_outputs()[0].name
-        self.outputs: dict[str, Output] = {o.name: Output(o.type, tuple(o.shape)) for o in self.session.get_outputs()}
+        found = {o.name: Output(o.type, tuple(o.shape)) for o in self.session.get_outputs()}
+        self.outputs: dict[str, Output] = {name: found[name] for name in shown or found}
+        self.output_name: str = next(iter(self.outputs))
         self.dtype = DTYPES[inputs[0].type]
         with blamed(ModelError, f"{self.name} has properties that cannot be read"):
             self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
@@ -71,6 +86,13 @@ class OnnxRunner:
         self.input_shape: tuple[int | None, int | None, int | None] = (
             (three, one, two) if self.layout == "NHWC" else (one, two, three)
         )
+
+    def looked_into(self, names: Sequence[str], *, threads: int | None = None) -> OnnxRunner:
+        """The same file, opened for inner values of these names; itself where they are its outputs, or it has no such values."""
+        path = Path(self.name)
+        if not names or list(names) == list(self.outputs) or not has_values(onnx.load(path, load_external_data=False), names):
+            return self
+        return OnnxRunner(path, threads=threads, optimize=True, layout=self.layout, shown=names)
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[Any]:
         """The first output on images (n, C, H, W), n at least 1; ModelError where the runtime refuses them."""
@@ -121,17 +143,38 @@ def guessed_layout(sizes: Sequence[int | None]) -> str:
     return "NHWC" if last in FEW and first is not None and first > max(FEW) else "NCHW"
 
 
+def has_values(proto: onnx.ModelProto, names: Iterable[str]) -> bool:
+    """Whether nodes of a model compute values of all these names."""
+    return {name for node in proto.graph.node for name in node.output}.issuperset(names)
+
+
+def opened(proto: onnx.ModelProto, shown: Iterable[str]) -> bytes:
+    """A model that gives some of its inner values too."""
+    wider = onnx.ModelProto()
+    wider.CopyFrom(proto)
+    given = {output.name for output in proto.graph.output}
+    wider.graph.output.extend(onnx.helper.make_value_info(name, onnx.TypeProto()) for name in shown if name not in given)
+    model: bytes = wider.SerializeToString()
+    return model
+
+
 def onnx_runner(
-    source: Path | bytes, *, threads: int | None = None, optimize: bool = True, layout: str | None = None
+    source: Path | bytes,
+    *,
+    threads: int | None = None,
+    optimize: bool = True,
+    layout: str | None = None,
+    shown: Sequence[str] = (),
 ) -> OnnxRunner:
     """An ONNX file, or its bytes, ready to run on the processor.
 
     `threads` is the number of threads inside one operator, None for the runtime's own choice; with `optimize` off the graph is
-    run as it is written. `layout` is how it takes images, where neither its properties nor its sizes tell. Raises ModelError
+    run as it is written. `layout` is how it takes images, where neither its properties nor its sizes tell. `shown` are values of
+    the graph that stand in for its outputs. Raises ModelError
     when the file is missing, corrupt, not supported by the runtime, or takes anything but one batch of images; OptionError when
     `threads` is below 1.
     """
-    return OnnxRunner(source, threads=threads, optimize=optimize, layout=layout)
+    return OnnxRunner(source, threads=threads, optimize=optimize, layout=layout, shown=shown)
 
 
 def computed(model: bytes) -> dict[str, NDArray[Any]]:
@@ -140,6 +183,26 @@ def computed(model: bytes) -> dict[str, NDArray[Any]]:
     names = [output.name for output in session.get_outputs()]
     with refusals("the ONNX model does not run"):
         return dict(zip(names, session.run(names, {}), strict=True))
+
+
+def computing(model: bytes, name: str) -> Callable[[dict[str, NDArray[Any]]], list[NDArray[Any]]]:
+    """All outputs of an ONNX model, which messages call `name`, as a function of its inputs by name, run on one thread.
+
+    Function and `computing` itself raise ModelError where the runtime refuses.
+    """
+    session = _session(model, name, 1, optimize=False)
+
+    def run(inputs: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        with refusals(f"{name} does not run"):
+            return [np.asarray(value) for value in session.run(None, inputs)]
+
+    return run
+
+
+@cache
+def contributed() -> frozenset[str]:
+    """The operators of the domain com.microsoft that the runtime knows."""
+    return frozenset(schema.name for schema in _state.get_all_operator_schema() if schema.domain == MICROSOFT)
 
 
 def _session(source: Path | bytes, name: str, threads: int | None, optimize: bool) -> onnxruntime.InferenceSession:

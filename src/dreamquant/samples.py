@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -55,6 +55,12 @@ def joined(one: Samples, other: Samples) -> Samples:
     labels = None if one.labels is None or other.labels is None else torch.cat([one.labels, other.labels])
     method = f"{one.method} and {other.method}"
     return Samples(torch.cat([one.images, other.images]), labels, method, one.seed, {**other.options, **one.options})
+
+
+def halves(samples: Samples) -> tuple[Samples, Samples]:
+    """Every other sample, and the rest; a single one twice."""
+    first, second = (replace(samples, images=samples.images[start::2], labels=None, confidence=None) for start in (0, 1))
+    return first, second if len(second) else first
 
 
 def in_order(tensor: Tensor) -> Tensor:

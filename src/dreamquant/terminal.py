@@ -95,6 +95,8 @@ def print_result(result: Result, report: Path | None = None) -> None:
         table.add_row("", f"all this holds only if the network is fed {space.numbers()}, which nothing in it confirms")
     worst = sorted(assessment.layers, key=lambda layer: layer.sqnr)[:3]
     table.add_row("weakest layers", ", ".join(f"{layer.layer} {layer.sqnr:.1f} dB" for layer in worst))
+    if result.choice.taken is not None:
+        table.add_row("ranges", result.choice.sentence())
     if result.allocation.layers:
         table.add_row("layers", _allocated(result))
     if assessment.float_layers:
@@ -142,6 +144,8 @@ def print_inspection(found: Inspection) -> None:
     screen.print(f"{found.model}: images {found.input_shape}, {batch}")
     for line in (*found.remarks, *(f"output {output}" for output in found.outputs)):
         screen.print(line, soft_wrap=True)
+    if found.staying:
+        screen.print(f"stays in float: {', '.join(found.staying)}", soft_wrap=True)
     table = Table("layer", "operator", "weight", "output")
     for layer in found.layers:
         table.add_row(layer.name, layer.operator, str(layer.weight), str(layer.output))

@@ -264,6 +264,49 @@ def branches(random: Random, folder: Path) -> Case:
 
 
 @hostile("onnx")
+def staying(random: Random, folder: Path) -> Case:
+    """Operators that stay as they are, with sizes that nobody has, in front of layers and behind them."""
+    size = random.choice((0, 1, 3, -1, 2**16, 2**31, 2**40, 2**62))
+    tensors = {
+        "size": np.array(size, np.int64),
+        "sizes": np.array([random.choice((1, 4, size)) for _ in range(4)], np.int64),
+        "flags": np.array([True, False, True, True]),
+        "ends": np.array([0, 1], np.float32),
+        "rois": np.array([[0, 0, random.choice((1, 1e30, -1)), 4]], np.float32),
+        "of": np.array([random.choice((0, 7, 2**40))], np.int64),
+        "near": np.array([[random.choice((0, -9, size))]], np.int64),
+        "gates": np.ones((1, 16, 8), np.float32),
+        "again": np.ones((1, 16, 4), np.float32),
+    }
+    domain = {"domain": random.choice(("", "com.microsoft"))}
+    middle = random.choice(
+        (
+            [helper.make_node("ArgMax", ["c"], ["a"], axis=1), helper.make_node("OneHot", ["a", "size", "ends"], ["m"], axis=1)],
+            [helper.make_node("RoiAlign", ["c", "rois", "of"], ["m"], output_height=size, output_width=2, sampling_ratio=size)],
+            [helper.make_node("Compress", ["c", "flags"], ["m"], axis=1)],
+            [helper.make_node("NonZero", ["c"], ["m"])],
+            [helper.make_node("GatherND", ["c", "near"], ["m"])],
+            [helper.make_node("ScatterND", ["c", "near", "c"], ["m"])],
+            [helper.make_node("Squeeze", ["c"], ["s"]), helper.make_node("LSTM", ["s", "gates", "again"], ["h"], hidden_size=size),
+             helper.make_node("Squeeze", ["h"], ["m"])],
+            [helper.make_node("MaxPool", ["c"], ["p", "i"], kernel_shape=[2, 2]), helper.make_node("MaxUnpool", ["p", "i", "sizes"], ["m"], kernel_shape=[2, 2])],
+            [helper.make_node("GridSample", ["c", "c"], ["m"], **domain)],
+            [helper.make_node("CropAndResize", ["c", "rois", "of", "sizes"], ["m"], domain="com.microsoft")],
+            [helper.make_node(random.choice(("Gelu", "FusedConv", "SkipLayerNormalization", "Inverse", "EPContext", "Tokenizer", "Sampling")), ["c", "w", "v"][: random.randrange(1, 4)], ["m"], domain="com.microsoft")],
+            [helper.make_node("CenterCropPad", ["c", "sizes"], ["m"])],
+            [helper.make_node("Range", ["size", "size", "size"], ["r"]), helper.make_node("Cast", ["r"], ["m"], to=1)],
+            [helper.make_node("SequenceConstruct", ["c", "c"], ["q"]), helper.make_node("ConcatFromSequence", ["q"], ["m"], axis=1)],
+        )
+    )  # fmt: skip
+    proto = small(random, middle=tuple(middle))
+    proto.graph.initializer.extend(array(name, values, values.dtype) for name, values in tensors.items())
+    proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    if random.random() < 0.4:
+        proto.graph.output.append(helper.make_value_info("m", onnx.TypeProto()))
+    return case(f"{middle[-1].op_type} of {size}", random, folder, proto.SerializeToString())
+
+
+@hostile("onnx")
 def external(random: Random, folder: Path) -> Case:
     """Weights that are said to be elsewhere."""
     proto = valid(random)

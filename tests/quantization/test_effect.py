@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dreamquant.errors import ModelError, OptionError
+from dreamquant.errors import OptionError
 from dreamquant.network.answers import RIVALS
 from dreamquant.network.capture import capture, noise
 from dreamquant.network.graph import Network, input_node
+from dreamquant.network.operators import WEIGHTED, is_call
 from dreamquant.quantization.effect import Effect, effects, narrowed
 from dreamquant.quantization.grid import Grid, grid_of_range
 from dreamquant.quantization.plan import Bits, load_plan
@@ -140,7 +141,7 @@ def test_a_network_without_layers_has_nothing_to_narrow() -> None:
     assert student(capture(nn.Sequential(nn.ReLU(), nn.Flatten()), SHAPE), 3).tensors() == []
 
 
-def test_scores_without_a_gradient_are_refused() -> None:
+def test_what_a_gradient_does_not_pass_is_followed_up_to_there() -> None:
     class Answer(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -150,8 +151,10 @@ def test_scores_without_a_gradient_are_refused() -> None:
             y: Tensor = self.inner(x).argmax(1, keepdim=True)
             return y
 
-    with pytest.raises(ModelError, match="no gradient"):
-        student(capture(Answer(), SHAPE), 3)
+    network = capture(Answer(), SHAPE)
+    images = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(0))
+    layers = [node for node in network.graph.graph.nodes if is_call(node, WEIGHTED)]
+    assert set(effects(network, layers, images)) == set(layers)
 
 
 def test_a_limit_below_one_is_refused() -> None:

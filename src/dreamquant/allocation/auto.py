@@ -20,7 +20,7 @@ from dreamquant.network.graph import Network
 from dreamquant.network.scores import float_answers
 from dreamquant.quantization.plan import Bits, Plan
 from dreamquant.quantization.quantize import quantize
-from dreamquant.samples import Samples
+from dreamquant.samples import Samples, halves
 from dreamquant.synthesis import synthesize
 
 PAPER = "this project, on the measure of ZeroQ (CVPR 2020)"
@@ -61,7 +61,7 @@ def auto(
     """
     if not 0 <= agreement <= 100 or not kl >= 0 or most < 0:
         raise OptionError(f"auto asks for agreement {agreement} (0 to 100), kl {kl} (0 or more), most {most} (0 or more)")
-    seen, rest = _halves(samples)
+    seen, rest = halves(samples)
     held_out = _enough(network, rest, agreement)
     damage = _damage(network, seen, plan, bits, callback)
     ranking = sorted(damage, key=lambda name: -damage[name])[: most or None]
@@ -119,12 +119,6 @@ def auto(
         low, high = possible(after[0] / 100, len(held_out))
         totals |= {"agreement_low": 100 * low, "agreement_high": 100 * high}
     return Allocation(raised(*found), rows, totals)
-
-
-def _halves(samples: Samples) -> tuple[Samples, Samples]:
-    """Every other sample, and the rest; a single one twice."""
-    first, second = (replace(samples, images=samples.images[start::2], labels=None, confidence=None) for start in (0, 1))
-    return first, second if len(second) else first
 
 
 def _enough(network: Network, samples: Samples, agreement: float) -> Samples:

@@ -57,13 +57,14 @@ def assess(
     that rounding or weights were learnt on images, `unasked` why there are no probes.
     """
     expected = float_answers(network, held_out.images)
-    runner = onnx_runner(artifact.path)
+    runner = onnx_runner(artifact.path, shown=artifact.outputs)
     actual = file_answers(network, runner, held_out.images)
     answers = [probe(network, runner, samples) for samples in probes]
     with tempfile.TemporaryDirectory() as folder:
         reference = float_file(network, Path(folder))
+        batch = network.batch or runner.batch or onnx_runner(reference).batch or 1
         latency = compare_latency(
-            reference, artifact.path, input_shape=network.input_shape, batch=network.batch or 1, layout=network.space.layout
+            reference, artifact.path, input_shape=network.input_shape, batch=batch, layout=network.space.layout
         )
         size = reference.stat().st_size
     agreed = agreement(network.outputs, expected, actual)

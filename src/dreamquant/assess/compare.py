@@ -21,6 +21,7 @@ from dreamquant.errors import DataError, DreamQuantError, ModelError, OptionErro
 from dreamquant.network.graph import Network, Source
 from dreamquant.network.input_space import InputSpace, Statement, format_numbers, of_properties, standard, stated
 from dreamquant.network.load import load
+from dreamquant.network.output_properties import names_of
 from dreamquant.network.output_properties import of_properties as of_stored
 from dreamquant.network.outputs import CLASSES, FEATURES, restated
 from dreamquant.network.outputs import Output as KindOfOutput
@@ -97,6 +98,16 @@ def compare(
     statement = Statement(tuple(mean or ()) or None, tuple(std or ()) or None, pixels, layout, channels)
     first, second = (onnx_runner(path, threads=threads, layout=layout) for path in (a, b))
     files = _files(first, second, input_shape, samples)
+    known, unknown_kinds = _kinds(files, (a, b), outputs or {})
+    kinds = {output.name: output for output in known if output.certain}
+    inner = [output.name for output in known]
+    if known and inner != list(first.outputs):  # sizes of the outputs depend on values
+        opened = [runner.looked_into(inner, threads=threads) for runner in (first, second)]
+        if any(list(runner.outputs) != inner for runner in opened):
+            raise ModelError(f"the outputs have sizes that depend on values, and {b} has no {', '.join(inner)} for them")
+        first, second = opened
+        files = _files(first, second, input_shape, samples)
+        unknown_kinds = [f"the outputs have sizes that depend on values: compared is what is read for them, {', '.join(inner)}"]
     space = InputSpace() if samples is not None and data is None else _space(files, statement)
     real = None if data is None else _real(files, data, space)
     if samples is not None:
@@ -104,7 +115,6 @@ def compare(
     images = _given(files, samples) if samples is not None else real or _procedural(files, space, count, seed)
     stored = contents(a), contents(b)
     latency, untimed = _latency(files, (a, b), batch, threads, rounds)
-    kinds, unknown_kinds = _kinds(files, (a, b), outputs or {})
     tallies = _tallies(files, stored, kinds)
     ranks, worth = None, None
     if data is not None and (data.truths is not None or (data.labels.min() >= 0 and _are_features(kinds))):
@@ -151,26 +161,29 @@ def _are_features(kinds: Mapping[str, KindOfOutput]) -> bool:
     return FEATURES in found and CLASSES not in found
 
 
-def _kinds(files: _Files, paths: tuple[Path, Path], stated: Mapping[str, str]) -> tuple[dict[str, KindOfOutput], list[str]]:
-    """What the outputs are, by a's names, from the first file that tells them or can be read; and notes on how that is known."""
+def _kinds(files: _Files, paths: tuple[Path, Path], stated: Mapping[str, str]) -> tuple[tuple[KindOfOutput, ...], list[str]]:
+    """What the outputs are, by a's names, from the first file that tells them or can be read; and notes on how that is known.
+
+    Of a file whose outputs have sizes that depend on values, it is the inner values that those are made of.
+    """
     reasons = []
     for place, path in enumerate(paths):
         runner = (files.a, files.b)[place]
-        stored = None if stated else of_stored(runner.metadata, list(runner.outputs))
         names = {pair[place]: pair[0] for pair in files.pairs}
+        told = [] if stated else names_of(runner.metadata)
+        stored = of_stored(runner.metadata, list(runner.looked_into(told).outputs)) if told else None
         if stored is not None:
-            return {names[output.name]: replace(output, name=names[output.name]) for output in stored if output.certain}, []
+            return tuple(replace(output, name=names.get(output.name, output.name)) for output in stored), []
         try:
             network = load(path, input_shape=files.input_shape)
         except DreamQuantError as error:
             reasons.append(str(error))
             continue
-        found = tuple(replace(output, name=names[output.name]) for output in network.outputs)
-        known = restated(replace(network, outputs=found), stated)
-        return {output.name: output for output in known if output.certain}, []
+        found = tuple(replace(output, name=names.get(output.name, output.name)) for output in network.outputs)
+        return restated(replace(network, outputs=found), stated), []
     if stated:
         raise OptionError(f"kinds of outputs are stated, and neither file can be read to hold them against it: {reasons[0]}")
-    return {}, ["neither file can be read, so outputs of classes are told by their shape"]
+    return (), ["neither file can be read, so outputs of classes are told by their shape"]
 
 
 # ---- two files

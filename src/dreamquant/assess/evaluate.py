@@ -182,6 +182,7 @@ def runnable(model: str, **loading: Unpack[Loading]) -> Runnable:
         found = stated(statement, input_shape[0], model) or of_properties(runner.metadata, input_shape[0])
         space = replace(found or InputSpace(), channels=statement.channels or (found.channels if found else ""))
         outputs = known_outputs(runner, input_shape, loading.get("outputs") or {})
+        runner = runner.looked_into([output.name for output in outputs])
         answers = partial(_file_answers, runner, outputs)
     else:
         network = load(model, **loading)
@@ -196,7 +197,8 @@ def known_outputs(runner: OnnxRunner, input_shape: tuple[int, int, int], stated:
 
     `stated` are kinds of outputs by name; `OptionError` where nothing can be held against them.
     """
-    stored = output_properties.of_properties(runner.metadata, list(runner.outputs))
+    told = output_properties.names_of(runner.metadata)
+    stored = output_properties.of_properties(runner.metadata, list(runner.looked_into(told).outputs))
     if stored is not None and not stated:
         return stored
     try:

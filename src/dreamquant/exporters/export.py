@@ -10,12 +10,9 @@ from pathlib import Path
 from onnx import helper
 
 from dreamquant.errors import OptionError, OutputError
-from dreamquant.exporters.onnx_emit import emit_network
 from dreamquant.exporters.qdq import to_onnx
 from dreamquant.exporters.verify import Verification, verify
 from dreamquant.files import atomic_path
-from dreamquant.network.edit import copied
-from dreamquant.network.graph import Network
 from dreamquant.network.output_properties import properties as output_properties
 from dreamquant.plain import plain_torch
 from dreamquant.quantization.student import Student
@@ -26,11 +23,16 @@ LARGEST_PROTO = 2**31 - 1  # bytes; what protobuf can hold
 
 @dataclass(frozen=True)
 class Artifact:
-    """An exported file, its size in bytes, and how far it and its student are apart."""
+    """An exported file, its size in bytes, and how far it and its student are apart.
+
+    `outputs` are the values in the file that the student gives: the file's outputs or, of those behind what is left of a file
+    where sizes depend on values, what that reads.
+    """
 
     path: Path
     size: int
     verification: Verification
+    outputs: tuple[str, ...] = ()
 
 
 @plain_torch()
@@ -45,7 +47,7 @@ def export(
     path = Path(path)
     check_format(path)
     samples.check(student.network.input_shape)
-    proto, integers, stored = to_onnx(student)
+    proto, integers, stored, outputs = to_onnx(student)
     network = student.network
     properties = {entry.key: entry.value for entry in proto.metadata_props} | {
         "dreamquant.bits": str(student.bits),
@@ -59,17 +61,11 @@ def export(
         raise OutputError(f"cannot write {path}: the model takes {proto.ByteSize() / 1e9:.1f} GB and one ONNX file holds 2 GB")
     with atomic_path(path) as temporary:
         temporary.write_bytes(proto.SerializeToString())
-        verification = verify(student, temporary, network.space.snapped(samples.images), integers, stored)
-    return Artifact(path, path.stat().st_size, verification)
+        verification = verify(student, temporary, network.space.snapped(samples.images), integers, stored, outputs)
+    return Artifact(path, path.stat().st_size, verification, outputs)
 
 
 def check_format(path: Path) -> None:
     """`OptionError` unless the path's suffix names a format that can be written."""
     if path.suffix != ".onnx":
         raise OptionError(f"the output is {path}; its suffix must tell the format (known: .onnx)")
-
-
-def check_writable(network: Network) -> None:
-    """`UnsupportedOperator` for a network that ONNX cannot say; one that was read from an ONNX file is written as that was."""
-    if network.source.proto is None:
-        emit_network(network, copied(network.graph))

@@ -21,18 +21,18 @@ from torch import Tensor, fx
 
 from dreamquant.errors import UnsupportedOperator
 from dreamquant.exporters.codebooks import comes_of, float_results, looked_up
-from dreamquant.exporters.onnx_emit import emit_network
+from dreamquant.exporters.onnx_emit import OPSETS, emit_network, newest_opset
 from dreamquant.exporters.packing import array, packed
-from dreamquant.exporters.surgery import Surgery
-from dreamquant.network.graph import tensor_of
+from dreamquant.exporters.surgery import Surgery, with_tail
+from dreamquant.network.graph import Network, tensor_of
 from dreamquant.network.notes import notes
+from dreamquant.network.onnx_import.standard import lifted, opset_of
 from dreamquant.quantization.codebook import Codebook
 from dreamquant.quantization.grid import Grid, integer_limits
-from dreamquant.quantization.student import QuantizedTensor, Student, quantizer_nodes
+from dreamquant.quantization.plan import Plan, parse_bits
+from dreamquant.quantization.student import QuantizedTensor, Student, prepare, quantizer_nodes
 
 INT8_OPSET, INT4_OPSET = 13, 21
-FLOAT_OPSET = 17  # of a graph that is emitted here and holds no 4-bit tensor
-
 Names = dict[str, str]  # node of the student's graph -> value of the ONNX model
 
 
@@ -47,19 +47,21 @@ class OnnxStudent(NamedTuple):
     """A student as an ONNX model, and where it is in there.
 
     `integers`: by the student's activation quantizers, the values that hold their integers. `stored`: by the quantizers of
-    weights and biases, and by the nodes of stored tensors that layers read as they are, the values that hold these.
+    weights and biases, and by the nodes of stored tensors that layers read as they are, the values that hold these. `outputs`:
+    the values that the student's graph gives.
     """
 
     proto: onnx.ModelProto
     integers: Names
     stored: dict[str, Stored]
+    outputs: tuple[str, ...]
 
 
 def to_onnx(student: Student) -> OnnxStudent:
     """The student as an ONNX model; raises `UnsupportedOperator` for what ONNX cannot say."""
     tensors = student.tensors()
     opset = INT4_OPSET if any(_container_bits(tensor) == 4 for tensor in tensors) else INT8_OPSET
-    proto, names, transposed = _float_model(student, opset)
+    proto, outputs, names, transposed = _float_model(student, opset)
     surgery = Surgery(proto)
     surgery.require_opset(opset)
     _fold(surgery, student)
@@ -75,7 +77,26 @@ def to_onnx(student: Student) -> OnnxStudent:
         elif (value := _quantize_constant(surgery, student, tensor, names, transposed)) is not None:
             stored[tensor.quantizer.name] = Stored(value, tensor.node.name in transposed)
     proto = surgery.finish()
-    return OnnxStudent(proto, integers, stored | _left_as_they_are(student, proto, names, transposed))
+    return OnnxStudent(proto, integers, stored | _left_as_they_are(student, proto, names, transposed), outputs)
+
+
+def check_writable(network: Network, plan: Plan, bits: str) -> None:
+    """`UnsupportedOperator` where the student of a network could not be written, which is told before any work is done."""
+    student, widths, _ = prepare(network, plan, parse_bits(bits))
+    quantizers = quantizer_nodes(student.network.graph.graph)
+    few = any(notes(node).kind == "weight" and widths[str(node.target)] <= 4 for node in quantizers)
+    opset = INT4_OPSET if few else INT8_OPSET
+    proto, _, names, _ = _float_model(student, opset)
+    if opset_of(proto) < opset:
+        lifted(proto, opset, "the ONNX model")
+    for node in quantizers:
+        if notes(node).kind == "activation":
+            _check_named(node.all_input_nodes[0], names)
+
+
+def _check_named(node: fx.Node, names: Names) -> None:
+    if node.name not in names:
+        raise UnsupportedOperator(f"{node.name} is quantized but is no value of the ONNX model")
 
 
 def _left_as_they_are(student: Student, proto: onnx.ModelProto, names: Names, transposed: set[str]) -> dict[str, Stored]:
@@ -91,16 +112,20 @@ def _left_as_they_are(student: Student, proto: onnx.ModelProto, names: Names, tr
     }
 
 
-def _float_model(student: Student, opset: int) -> tuple[onnx.ModelProto, Names, set[str]]:
-    """The float ONNX model, the names of the student's tensors in it, and the nodes that it stores transposed."""
+def _float_model(student: Student, opset: int) -> tuple[onnx.ModelProto, tuple[str, ...], Names, set[str]]:
+    """The float ONNX model, the values in it that the student's graph gives, the names of its tensors, and the nodes that the
+    model stores transposed."""
     network, graph = student.network, student.network.graph
-    proto = network.source.proto
+    proto, outputs = network.source.proto, network.source.ends
     if proto is None:
         graph = _without_quantizers(graph)
-        proto = emit_network(network, graph, opset=max(opset, FLOAT_OPSET))
+        proto = emit_network(network, graph, opset=max(opset, min(newest_opset(network), OPSETS[-1])))
+        outputs = tuple(output.name for output in proto.graph.output)
+        if network.source.tail is not None:
+            proto = with_tail(proto, network.source.tail, dict(zip(network.source.ends, outputs, strict=True)))
     nodes = graph.graph.nodes
     names = {node.name: origin for node in nodes if (origin := notes(node).origin) is not None}
-    return proto, names, {node.name for node in nodes if notes(node).transposed}
+    return proto, outputs, names, {node.name for node in nodes if notes(node).transposed}
 
 
 def _without_quantizers(graph: fx.GraphModule) -> fx.GraphModule:
@@ -118,10 +143,11 @@ def _fold(surgery: Surgery, student: Student) -> None:
         return
     for node in student.network.graph.graph.nodes:
         known = notes(node)
-        if known.absorbed is not None:
+        if known.absorbed:
             assert known.origin is not None
-            surgery.remove(known.origin)
-            surgery.rename_output(known.absorbed, known.origin)
+            for value in (*known.absorbed[1:], known.origin):
+                surgery.remove(value)
+            surgery.rename_output(known.absorbed[0], known.origin)
 
 
 def _update_constants(surgery: Surgery, student: Student, names: Names, transposed: set[str]) -> None:
@@ -166,8 +192,7 @@ def _quantize_activation(
     A tensor that is on a second grid for some of its readers, which are not quantized yet, gives them another result.
     Returns the name of what lies between the last two.
     """
-    if tensor.node.name not in names:
-        raise UnsupportedOperator(f"{tensor.node.name} is quantized but is no value of the ONNX model")
+    _check_named(tensor.node, names)
     value, grid = names[tensor.node.name], _grid(tensor)
     shared = str(tensor.quantizer.target)
     if shared not in constants:
@@ -247,8 +272,11 @@ def _dequantized(surgery: Surgery, name: str, tensor: QuantizedTensor, value: Te
 
 
 def _layer(surgery: Surgery, tensor: QuantizedTensor, names: Names) -> onnx.NodeProto | None:
-    """The node of the model that computes what the layer of a bias does; its output is not quantized yet."""
-    return surgery.producer(names[next(iter(tensor.quantizer.users)).name])
+    """The node of the model that computes what the layer of a bias does, and maybe more; its output is not quantized yet."""
+    layer = next(iter(tensor.quantizer.users))
+    while layer.name not in names:  # the file's node has a step behind it
+        layer = next(iter(layer.users))
+    return surgery.producer(names[layer.name])
 
 
 def _scale_and_zero_point(surgery: Surgery, tensor: QuantizedTensor) -> tuple[str, str]:

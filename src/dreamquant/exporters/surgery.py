@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import compose, helper, numpy_helper
 
 from dreamquant.errors import ModelError, UnsupportedOperator
+from dreamquant.network.onnx_import.standard import lifted, opset_of
 
 Array = NDArray[np.generic]
 
@@ -113,19 +114,8 @@ class Surgery:
 
     def require_opset(self, opset: int) -> None:
         """Raise the model's opset where it is lower. To be called before any other change."""
-        current = next((entry.version for entry in self.proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
-        if current >= opset:
-            return
-        try:
-            converted = onnx.version_converter.convert_version(self.proto, opset)
-        except Exception as error:
-            reason = " ".join(str(error).split())
-            raise UnsupportedOperator(
-                f"the ONNX model has opset {current}, {opset} is needed, and it cannot be raised: {reason}"
-            ) from error
-        metadata = {entry.key: entry.value for entry in self.proto.metadata_props}
-        helper.set_model_props(converted, metadata)
-        self.__init__(converted)  # type: ignore[misc]
+        if opset_of(self.proto) < opset:
+            self.__init__(lifted(self.proto, opset, "the ONNX model"))  # type: ignore[misc]
 
     def finish(self) -> onnx.ModelProto:
         """The model: new nodes in place, stored tensors that lost their last reader dropped."""
@@ -147,3 +137,31 @@ class Surgery:
         stored = [tensor.name for tensor in self.proto.graph.initializer]
         stored += [node.output[0] for node in self.nodes if node.op_type == "Constant"]
         return [name for name in stored if not read[name]]
+
+
+def with_tail(proto: onnx.ModelProto, tail: onnx.ModelProto, names: Mapping[str, str]) -> onnx.ModelProto:
+    """The model with another behind it: `names` says what that's inputs are called in the model.
+
+    Raises `UnsupportedOperator` where it reads what the model does not give, or cannot have the model's opset.
+    """
+    opset = opset_of(proto)
+    lost = [value.name for value in tail.graph.input if value.name not in names]
+    if lost:
+        raise UnsupportedOperator(
+            f"what stays in float behind the network reads {', '.join(lost)}, which a rewritten graph has not"
+        )
+    if opset_of(tail) != opset:
+        tail = lifted(tail, opset, "what stays in float behind the network")
+    behind = compose.add_prefix(tail, "tail/", rename_inputs=False, rename_outputs=False)
+    for node in behind.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+    whole = onnx.ModelProto()
+    whole.CopyFrom(proto)
+    whole.graph.node.extend(behind.graph.node)
+    whole.graph.initializer.extend(behind.graph.initializer)
+    kept = {output.name: output for output in (*proto.graph.output, *behind.graph.output)}
+    del whole.graph.output[:]
+    whole.graph.output.extend(kept[name] for name in (names.get(output.name, output.name) for output in tail.graph.output))
+    known = {entry.domain for entry in whole.opset_import}
+    whole.opset_import.extend(entry for entry in behind.opset_import if entry.domain not in known)
+    return whole

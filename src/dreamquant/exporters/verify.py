@@ -7,7 +7,7 @@ And does the runtime, free to merge and reorder, still do that?
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto
 from torch import Tensor, fx
 
 from dreamquant.errors import VerificationError
@@ -25,7 +25,7 @@ from dreamquant.exporters.readback import read_back
 from dreamquant.network.graph import in_pieces, run_once
 from dreamquant.quantization.grid import Grid
 from dreamquant.quantization.student import Student
-from dreamquant.runtime import OnnxRunner, onnx_runner
+from dreamquant.runtime import OnnxRunner, onnx_runner, opened
 
 AGREEMENT = 99.9  # percent of the samples' top-1 that must be the same ...
 DISTANCE = 0.1  # ... and the mean difference, of an output's standard deviation, that must not be passed, or else each step holds
@@ -103,19 +103,24 @@ class Verification:
 
 
 def verify(
-    student: Student, file: Path, images: Tensor, integers: Mapping[str, str], stored: Mapping[str, Stored]
+    student: Student,
+    file: Path,
+    images: Tensor,
+    integers: Mapping[str, str],
+    stored: Mapping[str, Stored],
+    outputs: Sequence[str] = (),
 ) -> Verification:
     """Compare file and student on images (N, C, H, W).
 
-    `integers` and `stored` say where the student's tensors are in the file, as `to_onnx` does. Raises `VerificationError` where
-    a stored tensor is not the student's; where a step of the file, as it is written, is further from the student's than rounding
-    can put it; and where the runtime's own way to compute the file moves an output from the student's, unless it is by values
-    that lie on a border.
+    `integers`, `stored` and `outputs`, by default the file's, say where the student's tensors are in it, as `to_onnx` does.
+    Raises `VerificationError` where a stored tensor is not the student's; where a step of the file, as it is written, is further
+    from the student's than rounding can put it; and where the runtime's own way to compute the file moves an output from the
+    student's, unless it is by values that lie on a border.
     """
-    runner = onnx_runner(file)
-    proto = onnx.load(str(file))
+    runner = onnx_runner(file, shown=outputs)
+    proto, outputs = onnx.load(str(file)), list(runner.outputs)
     count = read_back(student, proto, integers, stored)
-    compared = _Compared(student, proto, integers)
+    compared = _Compared(student, proto, outputs, integers)
     allowance = compared.allowance(images)
     written = compared.steps(images, allowance)
     if not written.same:
@@ -123,27 +128,27 @@ def verify(
     steps = compared.steps(images, allowance, runner)
     expected = _joined(run_once(student.network.graph, piece) for piece in compared.pieces(images))
     actual = _joined(_outputs(runner, piece, compared.names) for piece in compared.pieces(images))
-    outputs = tuple(_difference(*each) for each in zip(compared.names, expected, actual, strict=True))
+    differences = tuple(_difference(*each) for each in zip(compared.names, expected, actual, strict=True))
     found = Verification(
         samples=len(images),
         top1_agreement=_agreement(expected[0], actual[0]),
-        largest_difference=outputs[0].largest,
-        mean_difference=outputs[0].mean,
+        largest_difference=differences[0].largest,
+        mean_difference=differences[0].mean,
         steps=steps,
         written=written,
-        outputs=outputs,
+        outputs=differences,
         stored=count,
     )
     far = [
         output
-        for output, allowed in zip(outputs, allowance.outputs, strict=True)
+        for output, allowed in zip(differences, allowance.outputs, strict=True)
         if not output.mean <= DISTANCE * output.spread + allowed  # NaN is far
     ]
     # integers that are looked at are fused in other ways than those that are not: where all of the former are the student's, an
     # output of the latter may lie across a border, but not far
     near = not far and (found.top1_agreement >= AGREEMENT or not steps.apart)
     if not (near or steps.same):
-        worst = far[0] if far else outputs[0]
+        worst = far[0] if far else differences[0]
         raise VerificationError(
             f"the exported file does not do what was measured: in ONNX Runtime {found.top1_agreement:.2f} % of {len(images)}"
             f" samples keep their top-1 and {worst.name} differs by {worst.mean:.3g} on average (largest {worst.largest:.3g});"
@@ -185,20 +190,17 @@ def _outputs(runner: OnnxRunner, piece: Tensor, names: list[str]) -> list[Tensor
 class _Compared:
     """A student beside its file, whose inner integers are outputs as well here."""
 
-    def __init__(self, student: Student, proto: onnx.ModelProto, integers: Mapping[str, str]) -> None:
-        self.graph, self.batch = student.network.graph, student.network.batch
-        self.names = [output.name for output in proto.graph.output]
-        kinds = [output.type.tensor_type.elem_type for output in proto.graph.output]
-        self.rounded = [HALF if kind == TensorProto.FLOAT16 else 0.0 for kind in kinds]  # by the types of the outputs
+    def __init__(self, student: Student, proto: onnx.ModelProto, outputs: Sequence[str], integers: Mapping[str, str]) -> None:
+        self.graph = student.network.graph
+        (batch, *_), given = proto.graph.input[0].type.tensor_type.shape.dim, student.network.batch
+        self.batch = given or (batch.dim_value if batch.dim_value > 1 else None)
+        self.names = list(outputs)
+        half = {output.name for output in proto.graph.output if output.type.tensor_type.elem_type == TensorProto.FLOAT16}
+        self.rounded = [HALF if name in half else 0.0 for name in self.names]
         found = [(tensor.quantizer, tensor.grid) for tensor in student.tensors()]
         self.grids = {node: grid for node, grid in found if node.name in integers and isinstance(grid, Grid)}
         self.inner = [integers[node.name] for node in self.grids]
-        opened = onnx.ModelProto()
-        opened.CopyFrom(proto)
-        for node, grid in self.grids.items():
-            kind = TensorProto.INT8 if grid.qmin < 0 else TensorProto.UINT8
-            opened.graph.output.append(helper.make_tensor_value_info(integers[node.name], kind, None))
-        self.opened = opened.SerializeToString()
+        self.opened = opened(proto, [*self.names, *self.inner])
 
     def pieces(self, images: Tensor, size: int = PIECE) -> tuple[Tensor, ...]:
         return in_pieces(images, self.batch, size)

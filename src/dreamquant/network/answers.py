@@ -19,6 +19,7 @@ from dreamquant.network.outputs import CLASSES, DENSE, FEATURES, MULTILABEL, REG
 LEAST = 1e-7  # of a probability: what a float32 softmax still tells from nothing
 RIVALS = 3  # classes whose distance from the best one is followed
 DEVIATIONS = 1.96  # of the normal distribution: 95 percent
+SEEN = 0.3  # of a place's confidence: from there on it holds a box
 LOOKS = 3  # random directions that other answers are followed in
 UNITS = {  # what agreement is a percentage of
     CLASSES: "top-1",
@@ -150,6 +151,23 @@ def agreement(output: Output, expected: Tensor, actual: Tensor) -> float:
 def counts_images(output: Output) -> bool:
     """Whether agreement is a share of the images: what is counted within an image, or not at all, is none."""
     return output.kind == CLASSES and output.axis is not None
+
+
+def shows(output: Output, expected: Tensor) -> bool:
+    """Whether most of the answers to images hold what the output looks for: a box, a label, a place of another class.
+
+    Where they hold nothing, all that is measured on such images is how nothing changes.
+    """
+    if output.kind == REGIONS:
+        found = confidence(output, expected).amax(1) >= SEEN
+    elif output.kind in (DENSE, SEQUENCE) and is_exclusive(output, expected):
+        classes = expected.argmax(output.places).flatten(1)
+        found = (classes != classes[:, :1]).any(1)
+    elif output.kind in (MULTILABEL, DENSE):
+        found = (logits(output, expected).flatten(1) > 0).any(1)
+    else:
+        return True
+    return bool(found.double().mean() > 0.5)
 
 
 def possible(share: float, count: int) -> tuple[float, float]:

@@ -17,8 +17,6 @@ from dreamquant.network.statistics import watch
 WHOLE: set[Any] = {aten.scaled_dot_product_attention.default}
 SCORES = PRODUCTS | {aten.baddbmm.default}
 SCALING = {aten.mul, aten.div, aten.add, aten.sub, aten.where, aten.masked_fill, aten.clamp, aten.maximum}  # and masking
-BY_ITSELF: set[Any] = {aten.layer_norm.default, aten.group_norm.default, aten.instance_norm.default, aten.rms_norm.default}
-BY_ITSELF |= {aten.sqrt.default, aten.rsqrt.default, aten.pow.Tensor_Scalar, aten.pow.Tensor_Tensor}  # what they are made of
 FEWEST_PATCHES = 3
 
 
@@ -45,12 +43,6 @@ def attentions(network: Network) -> list[Attention]:
     found = [node for node in nodes if is_call(node, WHOLE) or _is_mixing(node, computed)]
     layers = [Attention(node, *_patches(nodes, computed, shape_of(node)[-2])) for node in found]
     return [layer for layer in layers if layer.patches >= FEWEST_PATCHES]
-
-
-def has_layernorm(network: Network) -> bool:
-    """Whether a network attends, or normalises the values of each image by themselves, in one operation or in its parts."""
-    nodes = data_nodes(network.graph.graph)
-    return any(is_call(node, BY_ITSELF | WHOLE) for node in nodes) or bool(attentions(network))
 
 
 def probe_attention(network: Network) -> Callable[[Tensor], tuple[Tensor, list[Tensor]]]:

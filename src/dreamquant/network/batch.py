@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, fx
 
+from dreamquant.errors import DreamQuantError
 from dreamquant.network.batch_sizes import BatchFreer, NotFreeError
 from dreamquant.network.canonical import infer_sizes
 from dreamquant.network.edit import copied
@@ -106,7 +107,7 @@ def _is_free(graph: fx.GraphModule, images: Tensor, expected: list[list[Tensor]]
             continue
         try:
             outputs = run_once(graph, images[:count])
-        except (RuntimeError, ValueError, IndexError):
+        except (DreamQuantError, RuntimeError, ValueError, IndexError):
             return False
         pairs = zip(expected, outputs, strict=True)
         if not all(difference(_wanted(pieces, batch, one, count), one) <= TOLERANCE for pieces, one in pairs):

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from dreamquant.errors import DreamQuantError
 from dreamquant.network.graph import input_node, tensor_of
 from dreamquant.network.interpreter import Values, compute, interpret
 from dreamquant.network.notes import Notes, is_tensor, note_value, notes, set_notes, shape_of
@@ -74,7 +75,7 @@ class BatchFreer:
         try:
             with torch.no_grad():
                 value = compute(self.module, node, values)
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        except (DreamQuantError, RuntimeError, ValueError, IndexError, TypeError) as error:
             raise NotFreeError from error
         return value.to("meta") if isinstance(value, Tensor) else value  # a new tensor may have asked for the processor
 

@@ -39,12 +39,18 @@ aten = torch.ops.aten
 @dataclass(frozen=True)
 class Source:
     """Where a network came from: `kind` is "onnx", "pt2", "module" or "timm", `text` what the user gave, `trusted` whether it
-    was read as a file that may run code."""
+    was read as a file that may run code.
+
+    Of an ONNX file `proto` is the model, `ends` the names of the values that the network's graph gives, and `tail` what the file
+    makes of these on the way to its outputs, None where they are its outputs.
+    """
 
     kind: str
     text: str
     path: Path | None = None
     proto: onnx.ModelProto | None = field(default=None, repr=False, compare=False)
+    ends: tuple[str, ...] = ()
+    tail: onnx.ModelProto | None = field(default=None, repr=False, compare=False)
     trusted: bool = False
 
 

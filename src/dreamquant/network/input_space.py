@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dreamquant.errors import OptionError, unknown
+from dreamquant.errors import ModelError, OptionError, unknown
 from dreamquant.runtime import LAYOUT_KEY
 
 LAYOUTS = ("NCHW", "NHWC")
@@ -227,6 +227,8 @@ def of_properties(properties: Mapping[str, str], channels: int) -> InputSpace | 
         return written
     mean, std = stored_normalisation(properties)
     if mean and std:
+        if len(mean) != len(std):
+            raise ModelError(f"its properties {MEAN_KEY} and {STD_KEY} have {len(mean)} and {len(std)} numbers")
         return of_pixels(mean, std, known="file", because=f"its properties {MEAN_KEY} and {STD_KEY}")
     if properties.get("author") == "Ultralytics":
         found = of_pixels((0.0,) * channels, (1.0,) * channels, known="file", because="Ultralytics' networks take pixels 0..1")

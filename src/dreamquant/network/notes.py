@@ -33,8 +33,10 @@ class Notes:
     """A `get_attr` holds the transpose of the file's tensor; from importer and emitter, read where constants are written."""
     normal: tuple[Tensor, Tensor] | None = None
     """Mean and deviation of a layer's output channels, from the BatchNorm that was folded into it; read as statistics."""
-    absorbed: str | None = None
-    """The value of the file that a layer computed before a BatchNorm was folded into it; read where files are rewritten."""
+    absorbed: tuple[str, ...] = ()
+    """The values of the file between a layer and the last BatchNorm that was folded into it; read where files are rewritten."""
+    inner: bool = False
+    """A step inside one node of the file, which has no name for it; from the importer, read where sites are chosen."""
     changed: bool = False
     """A `get_attr` no longer holds the file's tensor; from `set_tensor`, read where constants are written."""
     gained: str | None = None

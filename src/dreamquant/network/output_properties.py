@@ -23,13 +23,21 @@ def of_properties(given: Mapping[str, str], names: Sequence[str]) -> tuple[Outpu
 
     `ModelError` for what is no such property.
     """
-    if KEY not in given:
-        return None
+    found = _stored(given)
+    return found if found and [output.name for output in found] == list(names) else None
+
+
+def names_of(given: Mapping[str, str]) -> list[str]:
+    """The names of the outputs that a file's properties tell of: inner values where a file has outputs whose sizes depend on
+    values. `ModelError` for what is no such property."""
+    return [output.name for output in _stored(given)]
+
+
+def _stored(given: Mapping[str, str]) -> tuple[Output, ...]:
     try:
-        found = tuple(_output(**entry) for entry in json.loads(given[KEY]))
+        return tuple(_output(**entry) for entry in json.loads(given.get(KEY, "[]")))
     except (ValueError, TypeError, RecursionError) as error:
         raise ModelError(f"the property {KEY} is no list of outputs: {reason(error)}") from error
-    return found if [output.name for output in found] == list(names) else None
 
 
 def _output(

@@ -182,8 +182,8 @@ def find_outputs(network: Network) -> tuple[Output, ...]:
 
 def _names(graph: fx.GraphModule, source: Source) -> list[str]:
     """What the outputs are called in the file that was read, or in the one that will be written."""
-    if source.proto is not None:
-        return [output.name for output in source.proto.graph.output]
+    if source.ends:
+        return list(source.ends)
     count = len(output_nodes(graph.graph))
     return ["output"] if count == 1 else [f"output_{place}" for place in range(count)]
 
@@ -226,7 +226,7 @@ class _Seen:
         self.scored = [torch.zeros_like(value, dtype=torch.bool) for value in self.values]
         if last:
             zeros, ones = (_held(graph, last, level, images) for level in (0.0, 1.0))
-            self.scored = [(zero == 0) & ((one - 1).abs() < SAME) for zero, one in zip(zeros, ones, strict=True)]
+            self.scored = [(zero == 0) & ((one.double() - 1).abs() < SAME) for zero, one in zip(zeros, ones, strict=True)]
 
     def answer(self, place: int, output: Output) -> _Answer:
         value, scored = (output.by_image(one[place], self.count) for one in (self.values, self.scored))

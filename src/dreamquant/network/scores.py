@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from dreamquant.network.answers import class_logits, divergence, top1_agreement
-from dreamquant.network.graph import Network, by_image, joined, whole_batches
+from dreamquant.network.graph import Network, by_image, joined, output_nodes, whole_batches
+from dreamquant.network.opaque import in_reach
 from dreamquant.network.outputs import class_output
 from dreamquant.runtime import OnnxRunner
 
@@ -45,8 +46,9 @@ def class_probabilities(network: Network, answers: list[Tensor]) -> Tensor | Non
 
 
 def scores_classes(network: Network) -> bool:
-    """Whether an output is taken for scores of classes, so that a dreamer can aim at them."""
-    return class_output(network.outputs) is not None
+    """Whether an output is taken for scores of classes, and a gradient leads from it to the images: a dreamer can aim at it."""
+    place, graph = class_output(network.outputs), network.graph.graph
+    return place is not None and output_nodes(graph)[place] in in_reach(graph)
 
 
 def knows_classes(network: Network) -> bool:

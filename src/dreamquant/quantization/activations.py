@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +31,8 @@ def grid_finder(student: Student, widths: dict[str, int], deciders: Deciders, im
     """
     plan = student.plan
     ranges = find_method("ranges", plan.activation_ranges)
-    options = ranges.check_options(plan.activation_options)
+    by_default = partial(ranges.function, **ranges.check_options(plan.activation_options))
+    own = {name: find_method("ranges", method).function for name, method in plan.tensor_ranges.items()}
     functions = {name: following_function(nodes) if plan.placement == "integer" else None for name, nodes in deciders.items()}
     scores = score_nodes(next(iter(deciders.values()))[0].graph) if deciders and plan.keep_scores else set()
     felt: dict[fx.Node, Effect] = {}
@@ -41,7 +43,7 @@ def grid_finder(student: Student, widths: dict[str, int], deciders: Deciders, im
         flat = _by_image(values).unsqueeze(0)
         form: dict[str, Any] = {"bits": widths[name], "symmetric": plan.activation_symmetric}
         whole = plan.keep_scores and any(node in scores for node in deciders[name])
-        low, high = flat.flatten(1).aminmax(dim=1) if whole else ranges.function(flat, **form, **options)
+        low, high = flat.flatten(1).aminmax(dim=1) if whole else own.get(name, by_default)(flat, **form)
         function = functions[name]
         if function is not None:
             low, high = narrow(flat.flatten(1), low, high, function, **form)
@@ -57,7 +59,7 @@ def activation_grids(student: Student, widths: dict[str, int], deciders: Decider
     """Give every activation its grid: from BatchNorm statistics where the plan says so, else by `find` from the values that
     images (N, C, H, W) have there."""
     if student.plan.range_source == "batchnorm":
-        _set_grids(student, grids_from_batchnorm(student, widths, deciders))
+        set_grids(student, grids_from_batchnorm(student, widths, deciders))
     else:
         _grids_of_samples(student, images, deciders, find)
 
@@ -90,9 +92,10 @@ def _grids_of_samples(student: Student, images: Tensor, deciders: Deciders, find
                     quantizer_of(graph, node).grid = found[name]
 
     walk(student.network, images, before=before)
-    _set_grids(student, found)
+    set_grids(student, found)
 
 
-def _set_grids(student: Student, grids: dict[str, Grid]) -> None:
+def set_grids(student: Student, grids: Mapping[str, Grid]) -> None:
+    """Put grids in, by their quantizers' names."""
     for name, grid in grids.items():
         quantizer_named(student.network.graph, name).grid = grid

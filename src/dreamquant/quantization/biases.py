@@ -8,9 +8,10 @@ from torch import Tensor, fx
 from dreamquant.network.edit import set_tensor
 from dreamquant.network.graph import tensor_of
 from dreamquant.network.notes import notes
-from dreamquant.network.operators import WEIGHTED, argument, bias_node, is_call, unquantized
+from dreamquant.network.operators import WEIGHTED, argument, bias_node, data_inputs, is_call, unquantized
 from dreamquant.quantization.batchnorm import correct_biases
 from dreamquant.quantization.grid import Grid
+from dreamquant.quantization.sites import is_passthrough
 from dreamquant.quantization.student import Student, quantizer_nodes
 from dreamquant.quantization.walk import Chunks, float_tensor, keep_float, quantizer_of, walk
 
@@ -74,6 +75,8 @@ def rebase_biases(student: Student) -> None:
             continue
         layer = next(iter(node.users))
         source, weight_quantizer = argument(layer, 0), quantizer_of(graph, argument(layer, 1))
+        while is_passthrough(source):
+            source = data_inputs(source)[0]
         input_grid = quantizer_of(graph, source).grid if source.op == "call_module" else None
         grid, bias = weight_quantizer.grid, tensor_of(graph, node.all_input_nodes[0])
         if not isinstance(input_grid, Grid) or not isinstance(grid, Grid):

@@ -17,9 +17,12 @@ import torch
 from torch import Tensor, fx
 
 from dreamquant.errors import ModelError
-from dreamquant.network.answers import margins, spreads
-from dreamquant.network.graph import Network, by_image, in_pieces
+from dreamquant.network.answers import margins, spread, spreads
+from dreamquant.network.graph import Network, by_image, in_pieces, output_nodes
 from dreamquant.network.interpreter import interpret
+from dreamquant.network.notes import is_tensor
+from dreamquant.network.opaque import is_opaque, stops_gradient
+from dreamquant.network.outputs import SHAPE, VALUES, Output
 from dreamquant.network.scores import float_answers
 from dreamquant.quantization.grid import Grid, grid_of_range
 from dreamquant.quantization.histogram import BINS
@@ -35,10 +38,14 @@ class Effect:
     points: Tensor
     slopes: Tensor
 
-    def of(self, grids: list[Grid]) -> Tensor:
-        """The mean squared distance that each grid moves the answers by, to first order: (len(grids),)."""
+    def moves(self, grids: list[Grid]) -> Tensor:
+        """The squared distances that each grid moves the answers by, to first order: (images x margins, len(grids))."""
         errors = torch.stack([grid.fake(self.points) - self.points for grid in grids], 1)
-        return (self.slopes @ errors).square().mean(0)
+        return (self.slopes @ errors).square()
+
+    def of(self, grids: list[Grid]) -> Tensor:
+        """The mean of `moves`: (len(grids),)."""
+        return self.moves(grids).mean(0)
 
 
 def together(parts: list[Effect]) -> Effect:
@@ -58,7 +65,8 @@ def effects(network: Network, nodes: Collection[fx.Node], images: Tensor) -> dic
     """For nodes of a network's graph, what errors of their values on images (N, C, H, W) do to the answers.
 
     Followed are the `margins` of all outputs: of classes the distances between an image's largest score and the three next ones.
-    Nodes on which the answers do not depend are left out. Raises `ModelError` for answers without a gradient, or with one that is
+    What enters an operator that no gradient passes is followed as an answer of numbers. Nodes on which the answers do not depend
+    are left out. Raises `ModelError` for answers without a gradient, or with one that is
     not finite.
     """
     if not nodes:
@@ -68,10 +76,11 @@ def effects(network: Network, nodes: Collection[fx.Node], images: Tensor) -> dic
     limits = _limits(graph, nodes, pieces)
     variances = spreads(network.outputs, float_answers(network, images[:IMAGES], chunk=size))
     found: dict[fx.Node, list[Tensor]] = {}
+    ends = _ends(graph.graph)
     for piece in pieces:
         with torch.enable_grad():
-            result, seen = _seen(graph, nodes, piece)
-            followed = _followed(network, result, variances, len(piece))
+            result, seen, before = _seen(graph, nodes, piece, ends)
+            followed = _followed(network, result, variances, len(piece)) + _before(before)
             if not followed:
                 raise ModelError("effect_limit asks how far errors move the answers, and they have no gradient")
             for number, margin in enumerate(followed):
@@ -98,18 +107,46 @@ def _followed(network: Network, result: Any, variances: list[float], count: int)
     return [margin for one in found for margin in one.sum(0)]
 
 
-def _seen(graph: fx.GraphModule, nodes: Collection[fx.Node], piece: Tensor) -> tuple[Any, dict[fx.Node, Tensor]]:
-    """What a graph returns and what some of its nodes compute, so that gradients of it can be taken where they are enabled."""
+def _ends(graph: fx.Graph) -> set[fx.Node]:
+    """The last tensors on which a gradient can be taken, in front of operators that have none and lead to the outputs."""
+    found: set[fx.Node] = set()
+    waiting = [node for node in graph.nodes if is_opaque(node)] + [one for one in output_nodes(graph) if stops_gradient(one)]
+    while waiting:
+        for source in waiting.pop().all_input_nodes:
+            if not stops_gradient(source) and is_tensor(source):
+                found.add(source)
+            elif not is_opaque(source):
+                waiting.append(source)
+    return found
+
+
+def _before(values: list[Tensor]) -> list[Tensor]:
+    """The margins of tensors that lead into such operators."""
+    found = []
+    for seed, value in enumerate(one for one in values if one.requires_grad and one.dim() > 1):
+        output = Output("", VALUES, SHAPE, "", 0, tuple(value.shape[1:]))
+        found += list(margins(output, value, spread(output, value.detach()), seed).sum(0))
+    return found
+
+
+def _seen(
+    graph: fx.GraphModule, nodes: Collection[fx.Node], piece: Tensor, ends: Collection[fx.Node] = ()
+) -> tuple[Any, dict[fx.Node, Tensor], list[Tensor]]:
+    """What a graph returns and what some of its nodes compute, so that gradients of it can be taken where they are enabled; and
+    what others, the `ends`, compute."""
     seen: dict[fx.Node, Tensor] = {}
+    before: list[Tensor] = []
 
     def after(node: fx.Node, value: Any) -> Any:
         if node in nodes and isinstance(value, Tensor):
             if torch.is_grad_enabled() and not value.requires_grad:
                 value = value.detach().requires_grad_()
             seen[node] = value
+        if node in ends:
+            before.append(value)
         return value
 
-    return interpret(graph, piece, after=after), seen
+    return interpret(graph, piece, after=after), seen, before
 
 
 def _limits(graph: fx.GraphModule, nodes: Collection[fx.Node], pieces: tuple[Tensor, ...]) -> dict[fx.Node, tuple[float, float]]:

@@ -42,7 +42,7 @@ class Grid:
     def integers(self, x: Tensor) -> Tensor:
         """The integers of x, rounded half to even and saturated, as ONNX QuantizeLinear does; whole-numbered float32."""
         scale, zero_point = self.shaped(x.dim())
-        return torch.round(x / scale).add_(zero_point).clamp_(self.qmin, self.qmax)
+        return (x / scale).round_().add_(zero_point).clamp_(self.qmin, self.qmax)
 
     def fake(self, x: Tensor) -> Tensor:
         """x moved to its nearest level; gradients pass straight through inside the range and stop outside."""

@@ -11,6 +11,7 @@ from dreamquant import shelf
 from dreamquant.errors import OptionError
 
 SMALLEST_BITS, LARGEST_BITS = 2, 8
+CHOSEN = "outputs"  # for ranges and bias correction: whichever the outputs on samples bear best (`quantization.choice`)
 PLANS = ("dreamquant.quantization", "plans")
 
 
@@ -63,8 +64,12 @@ class Plan(BaseModel):
     quantize_image: bool = True
     merge_activations: bool = False  # leave the tensor between a convolution and its LeakyReLU, SiLU, ... in float
     activation_symmetric: bool = False
-    activation_ranges: str = "minmax"
+    activation_ranges: str = "minmax"  # or "outputs": those of several methods that the outputs bear best
     activation_options: dict[str, Any] = Field(default_factory=dict)
+    tensor_ranges: dict[str, str] = Field(default_factory=dict)  # by the quantizer's name; its method, with its own defaults
+    # tensors that stay in float: those named by their quantizers, and "outputs": the few that cost the outputs most by far
+    float_tensors: list[str] = Field(default_factory=list)
+    spare: Literal["none", "outputs"] = "none"
     keep_scores: bool = False  # a tensor that leads to the outputs through no further layer keeps its full range
     observe: Literal["float", "quantized"] = "float"  # the activations that ranges are found on
     # ranges from samples are narrowed until their error moves the scores, squared, at most so many times as far as that of the
@@ -84,8 +89,9 @@ class Plan(BaseModel):
     # biases
     integer_bias: bool = True  # int32, on the grid of input scale times weight scale
     # each output channel's mean error is taken off its bias: measured on samples, or expected from BatchNorm statistics, where
-    # layers without a bias of their own, or whose mean input is not known, are left as they are
-    bias_correction: Literal["none", "samples", "batchnorm"] = "none"
+    # layers without a bias of their own, or whose mean input is not known, are left as they are; outputs: on samples, where that
+    # brings the outputs nearer
+    bias_correction: Literal["none", "samples", "batchnorm", "outputs"] = "none"
     # exceptions; None: as everything else
     first_weight_bits: int | None = Field(default=None, ge=SMALLEST_BITS, le=LARGEST_BITS)
     last_weight_bits: int | None = Field(default=None, ge=SMALLEST_BITS, le=LARGEST_BITS)

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from dreamquant.network.graph import Network
 from dreamquant.network.live import check_run
 from dreamquant.plain import plain_torch
-from dreamquant.quantization.activations import activation_grids, grid_finder
-from dreamquant.quantization.biases import settle_biases
+from dreamquant.quantization.calibrate import calibrate
+from dreamquant.quantization.choice import choose
 from dreamquant.quantization.plan import Plan, change_plan, load_plan, parse_bits
-from dreamquant.quantization.student import Student, prepare
-from dreamquant.quantization.weights import weight_grids
+from dreamquant.quantization.student import Student
 from dreamquant.samples import Samples
 
 
@@ -23,18 +20,10 @@ def quantize(network: Network, samples: Samples, *, bits: str = "W8A8", plan: st
 
     `changes` replace fields of the plan, e.g. `weight_ranges="mse"`. Raises `OptionError` for names, bits and options that are
     not known, `DataError` for samples that do not fit the network, `ModelError` where `effect_limit` is set and scores have no
-    gradient.
+    gradient, and where ranges are to be chosen and no answer is a finite number.
     """
     plan = load_plan(plan, **changes) if isinstance(plan, str) else change_plan(plan, **changes)
     width = parse_bits(bits)
     samples.check(network.input_shape)
     check_run(network, len(samples))
-    student, widths, deciders = prepare(network, plan, width)
-    batch, images = network.batch, samples.images
-    if batch:  # only whole batches can be run; each image is to count as often as another
-        images = images[torch.arange(-(-len(images) // batch) * batch) % len(images)]
-    find = grid_finder(student, widths, deciders, images)  # while its network is still the float one
-    weight_grids(student, widths)
-    activation_grids(student, widths, deciders, images, find)
-    settle_biases(student, images)
-    return student
+    return calibrate(network, samples.images, choose(network, samples, plan, width).plan, width)

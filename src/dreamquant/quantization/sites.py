@@ -6,9 +6,11 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import fx
 
 from dreamquant.network.graph import aten, is_input
+from dreamquant.network.notes import notes
 from dreamquant.network.operators import (
     CLIPPING,
     CONVOLUTIONS,
@@ -61,7 +63,7 @@ def activation_sites(graph: fx.Graph, plan: Plan, bits: Bits) -> list[Site]:
     """The activations that `plan` quantizes, in the order of the graph."""
     nodes = data_nodes(graph)
     wanted = PLACEMENTS[plan.placement](nodes, plan)
-    wanted -= {node for node in wanted if _only_for_float_layers(node, plan)}
+    wanted -= {node for node in wanted if _cannot_be_quantized(node) or _only_for_float_layers(node, plan)}
     if not plan.quantize_image:
         wanted.discard(nodes[0])
     ordered = [node for node in nodes if node in wanted]
@@ -73,6 +75,11 @@ def activation_sites(graph: fx.Graph, plan: Plan, bits: Bits) -> list[Site]:
         widest[deciders] = max(widest.get(deciders, 0), width[node])
     alone = Counter(groups.values())
     return [site for node in ordered for site in _sites(node, groups[node], widest[groups[node]], plan, alone[groups[node]] == 1)]
+
+
+def _cannot_be_quantized(node: fx.Node) -> bool:
+    """Whether a tensor has no name in the file, or holds other numbers than float32."""
+    return notes(node).inner or notes(node).dtype != torch.float32
 
 
 def _sites(node: fx.Node, deciders: tuple[fx.Node, ...], bits: int, plan: Plan, alone: bool) -> list[Site]:

@@ -13,6 +13,7 @@ from dreamquant.errors import OptionError, unknown
 from dreamquant.methods import find_method
 from dreamquant.network.graph import Network
 from dreamquant.network.notes import Kind, Notes, notes, set_notes
+from dreamquant.network.opaque import float_operators
 from dreamquant.network.operators import WEIGHTED, argument, bias_node, data_nodes, is_call
 from dreamquant.quantization.codebook import Codebook
 from dreamquant.quantization.grid import FakeQuantize, Grid
@@ -59,10 +60,11 @@ class Student:
         return found
 
     def float_layers(self) -> list[str]:
-        """The layers whose weights were left in float, stored or computed: those that read them directly, not through a
-        quantizer."""
+        """The layers whose weights were left in float, stored or computed, those that read no quantizer;
+        and what of the network's file stays as it is."""
         layers = [node for node in data_nodes(self.network.graph.graph) if is_call(node, WEIGHTED)]
-        return [node.name for node in layers if isinstance(node.args[1], fx.Node) and node.args[1].op != "call_module"]
+        left = [node.name for node in layers if isinstance(node.args[1], fx.Node) and node.args[1].op != "call_module"]
+        return left + float_operators(self.network)
 
 
 def quantizer_nodes(graph: fx.Graph) -> list[fx.Node]:
@@ -86,6 +88,8 @@ def prepare(network: Network, plan: Plan, bits: Bits) -> tuple[Student, dict[str
     layers = weighted_nodes(graph.graph)
     check_layers(network, plan)
     sites = activation_sites(graph.graph, plan, bits)
+    _check_tensors(plan, {site.name for site in sites})
+    sites = [site for site in sites if site.name not in plan.float_tensors]
     widths: dict[str, int] = {}
     deciders: dict[str, tuple[fx.Node, ...]] = {}
     for site in sites:
@@ -105,6 +109,13 @@ def prepare(network: Network, plan: Plan, bits: Bits) -> tuple[Student, dict[str
     graph.graph.lint()
     graph.recompile()
     return Student(network, plan, bits), widths, deciders
+
+
+def _check_tensors(plan: Plan, known: set[str]) -> None:
+    """`OptionError` where the plan has something for a tensor that would not be quantized."""
+    for name in [*plan.float_tensors, *plan.tensor_ranges]:
+        if name not in known:
+            raise OptionError(unknown("tensor", name, sorted(known)))
 
 
 def check_layers(network: Network, plan: Plan) -> None:

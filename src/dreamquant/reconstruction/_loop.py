@@ -18,6 +18,7 @@ from dreamquant.network.edit import set_tensor
 from dreamquant.network.fingerprint import fingerprint
 from dreamquant.network.graph import digest, tensor_of, whole_batches
 from dreamquant.network.notes import is_tensor, notes, shape_of
+from dreamquant.network.opaque import check_gradient
 from dreamquant.quantization.biases import restore_biases, settle_biases
 from dreamquant.quantization.grid import FakeQuantize, Grid
 from dreamquant.quantization.plan import LARGEST_BITS
@@ -259,6 +260,7 @@ def _learn(
             loss = error + schedule.weight * penalties.sum()
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
+        check_gradient(loss, f"the error of {unit.layers[0].name}", "round to the nearest: --set reconstruction.method=nearest")
         loss.backward()  # type: ignore[no-untyped-call]
         for optimizer in optimizers:
             optimizer.step()

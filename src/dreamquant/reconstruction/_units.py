@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -11,11 +12,12 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from dreamquant.network.graph import aten, needed_by, tensor_of
+from dreamquant.network.graph import Network, aten, needed_by, output_nodes, tensor_of
 from dreamquant.network.interpreter import Values, call, compute, interpret
 from dreamquant.network.notes import is_tensor, notes, shape_of
+from dreamquant.network.opaque import is_opaque
 from dreamquant.network.operators import WEIGHTED, data_inputs, data_nodes, is_call
-from dreamquant.network.segments import segments
+from dreamquant.network.segments import Segment, segments
 from dreamquant.quantization.sites import ACTIVATION_FUNCTIONS
 from dreamquant.quantization.student import Student
 from dreamquant.quantization.walk import float_tensor
@@ -84,13 +86,18 @@ class Unit:
 def segment_units(student: Student) -> list[Unit]:
     """One unit a segment, up to where little is left of its map: a global pooling, and a quantizer, belong to the unit behind.
 
-    A block is learnt for the map that it computes, as BRECQ and Genie do: of a pooled one a few images say too little.
+    A block is learnt for the map that it computes, as BRECQ and Genie do: of a pooled one a few images say too little. One with
+    an operator that no gradient passes, or whose output has its images elsewhere than its input, is learnt layer by layer.
     """
     found: list[Unit] = []
     moved: list[fx.Node] = []
     graph = student.network.graph
     source: fx.Node | None = None
     for segment in segments(student.network):
+        if any(map(is_opaque, _with_tuples(segment.nodes))) or _moves_images(student.network, source or segment.input, segment):
+            found += [_layer_unit(graph, layer) for layer in segment.layers]
+            moved, source = [], None
+            continue
         nodes = [*moved, *segment.nodes]
         moved = []
         while len(nodes) > (end := _end(nodes)):
@@ -134,16 +141,27 @@ def grouped(units: list[Unit]) -> list[Unit]:
 
 def layer_units(student: Student) -> list[Unit]:
     """One unit a layer with weights, with the BatchNorm and the activation function that alone read it."""
-    found = []
     graph = student.network.graph
-    for layer in graph.graph.nodes:
-        if not is_call(layer, WEIGHTED):
-            continue
-        nodes = [layer]
-        while len(nodes[-1].users) == 1:
-            after = next(iter(nodes[-1].users))
-            if not is_call(after, ACTIVATION_FUNCTIONS | {aten.batch_norm.default}) or data_inputs(after) != [nodes[-1]]:
-                break
-            nodes.append(after)
-        found.append(Unit(graph, data_inputs(layer)[0], tuple(nodes)))
-    return found
+    return [_layer_unit(graph, layer) for layer in graph.graph.nodes if is_call(layer, WEIGHTED)]
+
+
+def _layer_unit(graph: fx.GraphModule, layer: fx.Node) -> Unit:
+    nodes = [layer]
+    while len(nodes[-1].users) == 1:
+        after = next(iter(nodes[-1].users))
+        if not is_call(after, ACTIVATION_FUNCTIONS | {aten.batch_norm.default}) or data_inputs(after) != [nodes[-1]]:
+            break
+        nodes.append(after)
+    return Unit(graph, data_inputs(layer)[0], tuple(nodes))
+
+
+def _moves_images(network: Network, source: fx.Node, segment: Segment) -> bool:
+    """Whether the rows of a segment's output are others than those of `source`."""
+    ends = dict(zip(output_nodes(network.graph.graph), network.outputs, strict=False))
+    turned = segment.output in ends and ends[segment.output].axis != 0
+    return turned or shape_of(segment.output)[:1] != shape_of(source)[:1]
+
+
+def _with_tuples(nodes: Sequence[fx.Node]) -> list[fx.Node]:
+    """Nodes, and those of several results that some of them are taken from."""
+    return [*nodes, *(node.all_input_nodes[0] for node in nodes if node.target is operator.getitem)]

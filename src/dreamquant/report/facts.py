@@ -152,6 +152,8 @@ def about_dreams(result: Result, measures: DreamMeasures | None) -> dict[str, st
         "seed": f"{result.seed}, held out {result.seed + 1}",
         "made in": seconds(result.seconds["synthesis"]),
     }
+    if result.choice.taken is not None:
+        found["ranges found on them"] = result.choice.sentence()
     if classes is not None:
         found["mean confidence"] = f"{classes.confidence:.2f}"
         found["classes"] = f"{classes.distinct} of {classes.classes}; the most frequent three {classes.top3:.0f} % of the images"

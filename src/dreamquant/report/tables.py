@@ -15,6 +15,7 @@ SHORTEST = 0.005  # seconds of a stage that is told
 STAGES = {
     "synthesis": "dreaming calibration images",
     "held_out_synthesis": "dreaming held-out images",
+    "choice": "choosing ranges",
     "allocation": "choosing bits of layers",
     "quantization": "finding grids",
     "reconstruction": "learning roundings",

@@ -14,7 +14,9 @@ from torch.nn import functional as F
 
 from dreamquant.errors import DreamQuantError, OptionError, unknown
 from dreamquant.network.graph import Network
+from dreamquant.network.opaque import check_gradient, float_operators
 from dreamquant.network.outputs import class_output
+from dreamquant.network.scores import scores_classes
 from dreamquant.network.statistics import BatchNormStatistics, moments
 
 Callback = Callable[[int, int, float], None]  # (steps done, steps in all, loss)
@@ -87,6 +89,7 @@ def optimize(
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         value = loss()
+        check_gradient(value, "the synthesis loss", "procedural images need none: method fractal")
         value.backward()  # type: ignore[no-untyped-call]
         for optimizer in optimizers:
             optimizer.step()
@@ -227,11 +230,14 @@ def total_variation(images: Tensor) -> Tensor:
 
 
 def class_count(network: Network) -> int:
-    """How many classes the network scores; `OptionError` where it scores none."""
+    """How many classes the network scores; `OptionError` where it scores none, or none that a gradient leads away from."""
     place = class_output(network.outputs)
     if place is None:
         given = "; ".join(map(str, network.outputs))
         raise OptionError(f"the network gives no class scores, and this method dreams of classes; its outputs: {given}")
+    if not scores_classes(network):
+        name, kept = network.outputs[place].name, ", ".join(float_operators(network)) or "whole numbers"
+        raise OptionError(f"this method dreams of classes, and no gradient leads from {name} to the images, through {kept}")
     return network.outputs[place].classes
 
 

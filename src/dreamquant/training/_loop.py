@@ -16,6 +16,7 @@ from dreamquant.network.answers import class_logits, spreads, top1_agreement
 from dreamquant.network.answers import loss as answer_loss
 from dreamquant.network.fingerprint import fingerprint
 from dreamquant.network.graph import Network, digest
+from dreamquant.network.opaque import check_gradient
 from dreamquant.network.outputs import class_output
 from dreamquant.network.scores import float_answers
 from dreamquant.quantization.student import Student
@@ -274,6 +275,7 @@ def _step(run: _Run, batch: Batch) -> float:
             loss = loss + run.others(batch.answers, answers)
     if learns:
         run.optimizer.zero_grad(set_to_none=True)
+        check_gradient(loss, "the error of the answers", "leave training out")
         loss.backward()  # type: ignore[no-untyped-call]
         if schedule.clip:
             torch.nn.utils.clip_grad_norm_(trainee.parameters(), schedule.clip)

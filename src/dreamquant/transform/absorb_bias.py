@@ -13,7 +13,7 @@ from dreamquant.network.distribution import clip_ends, has_statistics
 from dreamquant.network.edit import bias_of, set_bias
 from dreamquant.network.graph import Network, aten, tensor_of
 from dreamquant.network.notes import notes, set_notes
-from dreamquant.network.operators import CLIPPING, TRANSPOSED, argument
+from dreamquant.network.operators import CLIPPING, TRANSPOSED, WEIGHTED, argument, is_call
 from dreamquant.network.pairs import Pair, along_inputs, pads_with_zeros, pairs
 
 PAPER = "Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction (ICCV 2019), arXiv 1906.04721"
@@ -35,7 +35,7 @@ def absorb_bias(network: Network, *, bits: int, padded: bool = False) -> Network
     """
     graph = copy.deepcopy(network.graph)
     if not any(notes(node).normal is not None for node in graph.graph.nodes):
-        reason = "put fold_batchnorm before it" if has_statistics(graph.graph) else "it came without, or with them folded already"
+        reason = _lacking(graph.graph)
         raise OptionError(f"absorb_bias needs the statistics of BatchNorms that were folded, and the network has none: {reason}")
     for pair in pairs(graph.graph, LEAKY | CLIPPING):
         if _can_absorb(pair, padded):
@@ -43,6 +43,19 @@ def absorb_bias(network: Network, *, bits: int, padded: bool = False) -> Network
     graph.graph.lint()
     graph.recompile()
     return network.with_graph(graph)
+
+
+def _lacking(graph: fx.Graph) -> str:
+    """Why no layer of a graph knows of a BatchNorm."""
+    if not has_statistics(graph):
+        return "it came without, or with them folded already"
+    norms = [node.args[0] for node in graph.nodes if is_call(node, {aten.batch_norm.default})]
+    if any(is_call(layer, WEIGHTED) and len(layer.users) == 1 for layer in norms if isinstance(layer, fx.Node)):
+        return "put fold_batchnorm before it"
+    return (
+        "none of its BatchNorms belongs to one layer alone, as those of DenseNets and pre-activation networks do not; leave"
+        """ absorb_bias out: --set quantization.transforms='["fold_batchnorm","equalize"]'"""
+    )
 
 
 def _can_absorb(pair: Pair, padded: bool) -> bool:

@@ -20,7 +20,7 @@ def fold_batchnorm(network: Network, *, bits: int = 8) -> Network:  # noqa: ARG0
     """Makes each BatchNorm that directly follows a layer with weights of its own a part of those weights.
 
     With s = gamma / sqrt(var + eps): W' = s W, b' = s (b - mean) + beta. A BatchNorm elsewhere stays. The folded layer's
-    notes have the BatchNorm's `origin`, its own is kept as `absorbed`: that value is no longer computed. `normal` is
+    notes have the BatchNorm's `origin`, its own is added to `absorbed`: that value is no longer computed. `normal` is
     (beta, |gamma|): mean and deviation that the training data gave each channel of the layer's output.
     """
     graph = copy.deepcopy(network.graph)
@@ -60,6 +60,7 @@ def _fold(module: fx.GraphModule, batch_norm: fx.Node) -> None:
     beta = torch.zeros_like(mean) if beta is None else beta.clone()
     gamma = torch.ones_like(mean) if gamma is None else gamma.abs()
     before = notes(layer)
-    set_notes(layer, replace(before, normal=(beta, gamma), absorbed=before.origin, origin=notes(batch_norm).origin))
+    absorbed = before.absorbed if before.origin is None else (*before.absorbed, before.origin)
+    set_notes(layer, replace(before, normal=(beta, gamma), absorbed=absorbed, origin=notes(batch_norm).origin))
     batch_norm.replace_all_uses_with(layer)
     module.graph.erase_node(batch_norm)

@@ -22,6 +22,7 @@ from dreamquant.exporters.onnx_emit import (  # noqa: F401 - each fills the tabl
     arithmetic,
     layers,
     norms,
+    opaque,
     pooling,
     reductions,
     shapes,
@@ -34,11 +35,14 @@ from dreamquant.exporters.onnx_emit.naming import value_names
 from dreamquant.exporters.onnx_emit.writer import stand_in, write
 from dreamquant.network.graph import Network, input_node, is_input, needed_by, output_nodes
 from dreamquant.network.notes import notes, set_notes
+from dreamquant.network.onnx_import.standard import opset_of
+from dreamquant.network.opaque import is_opaque, model_of
 
 OPSETS = range(13, 23)
+OPSET = 17  # where nothing asks for another
 BATCH = "N"
 
-__all__ = ["OPSETS", "emit", "emit_network"]
+__all__ = ["OPSETS", "emit", "emit_network", "newest_opset"]
 
 
 def emit(
@@ -46,7 +50,7 @@ def emit(
     *,
     input_shape: tuple[int, int, int],
     batch: int | None,
-    opset: int = 17,
+    opset: int = OPSET,
     name: str = "network",
 ) -> onnx.ModelProto:
     """The ONNX model of a flat ATen graph (see `network.graph`), from images (N, C, H, W) to its outputs.
@@ -80,13 +84,19 @@ def emit(
     return _model(builder, graph.graph, outputs, name)
 
 
-def emit_network(network: Network, graph: fx.GraphModule | None = None, *, opset: int = 17) -> onnx.ModelProto:
+def emit_network(network: Network, graph: fx.GraphModule | None = None, *, opset: int = OPSET) -> onnx.ModelProto:
     """The ONNX model of a network, or of another graph in its place, that takes images as the network's own file or module
     does."""
     inner = network.graph if graph is None else graph
     proto = emit(inner, input_shape=network.input_shape, batch=network.batch, opset=opset)
     take_as_fed(proto, network.space, input_node(inner.graph))
     return proto
+
+
+def newest_opset(network: Network) -> int:
+    """The opset to write a network in: ours, or that of what stays of its file as it is."""
+    kept = [model_of(str(node.args[0])) for node in network.graph.graph.nodes if is_opaque(node)]
+    return max([OPSET, *map(opset_of, [*kept, *([network.source.tail] if network.source.tail else [])])])
 
 
 def _complaint(failed: dict[fx.Node, str]) -> str:
@@ -146,6 +156,7 @@ def _model(builder: Builder, graph: fx.Graph, outputs: Sequence[tuple[str, Fact]
     )
     imports = [helper.make_opsetid("", builder.opset)]
     version = helper.find_min_ir_version_for(imports)
+    imports += [helper.make_opsetid(domain, 1) for domain in sorted({node.domain for node in builder.nodes} - {"", "ai.onnx"})]
     return helper.make_model(proto, opset_imports=imports, ir_version=version, producer_name="dreamquant")
 
 

@@ -32,16 +32,20 @@ def load_onnx(path: Path, *, input_shape: tuple[int, int, int] | None = None, la
     """The network in the ONNX file `path`, proven to compute what ONNX Runtime computes.
 
     `input_shape` (C, H, W) fills in sizes the file leaves open, `layout` says how it has images. A file in half precision is
-    read as float32. Raises ModelError where the file cannot be read, is not one network from images, holds weights that are not
-    finite, or where the import and ONNX Runtime disagree on noise; UnsupportedOperator where an operator has no counterpart.
+    read as float32, one in an old opset in a newer one, and branches that are known, and operators that ONNX Runtime has merged,
+    as what they stand for. An operator without a counterpart stays as it is, in float. Raises ModelError where the file cannot
+    be read, is not one network from images, holds weights that are not finite, or where the import and ONNX Runtime disagree on
+    noise; UnsupportedOperator where an operator has no counterpart and cannot stay.
     """
     proto = reading.read(path)
-    refuse_unsupported(proto.graph, str(path))  # before the checker, which knows less to say about it
+    refuse_unsupported(proto, str(path))  # before the checker, which knows less to say about it
     reading.check(path)
     reading.check_finite(proto, str(path))
     single = in_float32(proto)
-    graph, given, batch = import_onnx(single, name=str(path), input_shape=input_shape, layout=layout)
-    verify(graph, path if single is proto else single.SerializeToString(), str(path), given, given.batch or ANY_BATCH)
-    source = Source(kind="onnx", text=str(path), path=path, proto=single)
+    graph, given, batch, proto, ends, tail = import_onnx(single, name=str(path), input_shape=input_shape, layout=layout)
+    verify(
+        graph, path if single is proto else single.SerializeToString(), proto, ends, str(path), given, given.batch or ANY_BATCH
+    )
+    source = Source(kind="onnx", text=str(path), path=path, proto=proto, ends=ends, tail=tail)
     network = Network(graph, given.shape, source, InputSpace(layout=given.layout, dtype=given.dtype), batch)
     return replace(network, outputs=find_outputs(network))

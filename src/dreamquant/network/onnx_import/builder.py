@@ -25,6 +25,10 @@ REFUSED_DTYPES = ("float16", "bfloat16", "float64")
 FLOAT32_ONLY = "only float32 networks are read; convert the file to float32 first"
 
 
+class Computed(UnsupportedOperator):
+    """What a node needs to know, as sizes, depends on the images."""
+
+
 @dataclass(frozen=True)
 class Known:
     """A value that does not depend on the images: `array`, under the file's `name` for it.
@@ -46,6 +50,11 @@ class Builder:
         self.graph = fx.Graph()
         self.root = nn.Module()
         self.values: dict[str, fx.Node | Known] = {}
+        self.tail: list[onnx.NodeProto] = []  # nodes that are left behind
+        self.behind: set[str] = set()  # what they compute
+        self.reasons: dict[str, str] = {}  # by the first output of a node why it, and not only what it reads, is left behind
+        self.staying: set[str] = set()  # values of operators without a counterpart
+        self.branches: dict[str, str] = {}  # of each If, by its first output, the attribute of the branch that it takes
         self._fake: dict[fx.Node, Any] = {}
         self._stored: dict[tuple[str, bool], fx.Node] = {}
         self._known_bytes = 0
@@ -57,12 +66,17 @@ class Builder:
         check_memory(math.prod(shape) * FLOAT_BYTES, f"{self.model}: images {shape}", ModelError)
         self.values[name] = self._with_value(node, torch.empty(shape, device="meta"))
 
-    def call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        """Add a call of `target`, an ATen overload or a function of sequences."""
+    def call(self, target: Any, *args: Any, title: str = "", **kwargs: Any) -> fx.Node:
+        """Add a call of `target`, an ATen overload or another function, under the name `title` or its own."""
         with torch.no_grad():
             value = target(*self._faked(args), **self._faked(kwargs))
-        node = self.graph.create_node("call_function", target, args, kwargs, name=_title(target))
+        node = self.graph.create_node("call_function", target, args, kwargs, name=title or _title(target))
         return self._with_value(node, value)
+
+    def leave(self, node: onnx.NodeProto) -> None:
+        """Leave a node behind: no graph needs it but those that read what it computes, which are left behind too."""
+        self.tail.append(node)
+        self.behind.update(filter(None, node.output))
 
     def _faked(self, args: Any) -> Any:
         return fx.node.map_arg(args, self._fake.__getitem__)
@@ -86,6 +100,14 @@ class Builder:
     def shape(self, value: fx.Node | Known) -> tuple[int, ...]:
         """The shape that `value` has at the imported batch size."""
         return tuple(value.array.shape if isinstance(value, Known) else self._fake[value].shape)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every value that is one tensor."""
+        return {name: self.shape(value) for name, value in self.values.items()}
+
+    def arrays(self) -> dict[str, Array]:
+        """The values that do not depend on the images."""
+        return {name: value.array for name, value in self.values.items() if isinstance(value, Known)}
 
     def dtype(self, value: fx.Node | Known) -> torch.dtype:
         """The element type of `value`; raises ModelError for one torch does not have."""
@@ -137,6 +159,9 @@ class Builder:
         self.graph.output(nodes[0] if len(nodes) == 1 else tuple(nodes))
         self.graph.eliminate_dead_code()
         self.graph.lint()
+        for node in self.graph.nodes:
+            if node.op == "call_function" and notes(node).origin is None:
+                set_notes(node, replace(notes(node), inner=True))
         return fx.GraphModule(self.root, self.graph).eval()
 
 
@@ -205,7 +230,7 @@ class Op:
         """Input `index`, which must not depend on the images; UnsupportedOperator otherwise."""
         value = self.value(index)
         if not isinstance(value, Known):
-            self.refuse(f"input {index} ({self.node.input[index]!r}) depends on the images; only a constant can be read")
+            self.refuse(f"input {index} ({self.node.input[index]!r}) depends on the images, and is no constant", Computed)
         return value.array
 
     def integers(self, index: int) -> list[int]:
@@ -251,9 +276,9 @@ class Op:
         if any(self.node.output[1:]):
             self.refuse(f"its output {next(filter(None, self.node.output[1:]))!r} is used; only the first can be computed")
 
-    def refuse(self, why: str) -> NoReturn:
+    def refuse(self, why: str, kind: type[UnsupportedOperator] = UnsupportedOperator) -> NoReturn:
         """Raise UnsupportedOperator, naming this node."""
-        raise UnsupportedOperator(f"{self.builder.model}: node {label(self.node)!r} ({self.node.op_type}): {why}")
+        raise kind(f"{self.builder.model}: node {label(self.node)!r} ({self.node.op_type}): {why}")
 
 
 def label(node: onnx.NodeProto) -> str:

@@ -1,0 +1,238 @@
+"""Ranges and bias correction, chosen by what they do to the outputs.
+
+No rule on what a network looks like tells which ranges it bears: those that lose nothing on one ruin the next. So the range of
+every tensor is chosen among those of several methods by how far its error moves the answers, to first order (`effect`). What
+came of it quantizes the network on one half of the samples, beside ranges that cut off nothing and ranges of least error, each
+with and without bias correction, and is judged by how far the answers to the other half move from the float network's
+(`network.answers`).
+
+Samples that are made without data show less than real images do. What is better by no more than chance is therefore not taken
+for what cuts off less or changes less: of all that lie within a standard error of the best, differences being taken image by
+image (the rule of one standard error, Breiman et al., Classification and Regression Trees, 1984, 3.4.3), the most careful is.
+And samples without anything that an output looks for, as a detector finds no boxes on procedural images, tell nothing of bias
+correction, which then stays away: it makes the answers to nothing better, and others worse. What is judged there is how far
+scores move before they are cut off (`margins`).
+
+Last, where the answers still move by more than can be left alone, the tensors to which first order gives the largest effects
+are tried in float, a few at most: those stay there that more than halve what is left, counted for all of them together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from dreamquant.errors import ModelError
+from dreamquant.network.answers import distance, margins, shows, spreads
+from dreamquant.network.graph import Network
+from dreamquant.network.outputs import Output
+from dreamquant.network.scores import float_answers
+from dreamquant.quantization.activations import Deciders, activation_grids, grid_finder, set_grids
+from dreamquant.quantization.biases import settle_biases
+from dreamquant.quantization.calibrate import calibrate, even_batches
+from dreamquant.quantization.effect import effects, together
+from dreamquant.quantization.grid import Grid
+from dreamquant.quantization.plan import CHOSEN, Bits, Plan, change_plan
+from dreamquant.quantization.student import Student, prepare
+from dreamquant.quantization.walk import Chunks
+from dreamquant.quantization.weights import weight_grids
+from dreamquant.samples import Samples, halves
+
+Callback = Callable[[int, int], None]  # (steps done, steps in all)
+Grids = Mapping[str, Grid]  # by the quantizer's name
+RANGES = ("minmax", "percentile", "mse", "ema", "kl")  # that a tensor may have; those that cut off least first
+BY_TENSOR = "by tensor"
+WHOLE = ("minmax", BY_TENSOR, "mse")  # that the network may have; the most careful first
+CORRECTIONS = ("none", "samples")  # those that change least first
+FELT = 16  # images that effects are told from
+CHUNK = 8  # images that are judged at once
+MATTERS = 0.01  # nats: of a distance below this, no answer is expected to change
+HALF = 0.5  # what tensors in float must leave at most of a distance, to be worth their time
+STEPS = 8  # halvings of what the tensors that are tried leave of all effects
+SPARED = 16  # of so many quantized tensors one may stay in float
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What came of a choice: the `distance` of the answers from the float network's, and by how much more than the best one's it
+    is, with the standard error of that."""
+
+    ranges: str
+    bias_correction: str
+    distance: float
+    behind: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A plan that leaves nothing to be chosen; what was `taken`, and all candidates, in the order of their care.
+
+    `shown` says whether the samples held what all outputs look for, `spared` what is left of the distance with `float_tensors`.
+    """
+
+    plan: Plan
+    taken: Candidate | None = None
+    candidates: tuple[Candidate, ...] = ()
+    shown: bool = True
+    spared: float | None = None
+
+    def sentence(self) -> str:
+        """What was chosen, and from what; empty where nothing was."""
+        if self.taken is None:
+            return ""
+        biases = "as they are" if self.taken.bias_correction == "none" else "corrected"
+        found = [one.distance for one in self.candidates]
+        blind = "" if self.shown else "; the samples show nothing that the outputs look for"
+        left = "" if self.spared is None else f"; {self.spared:.3g} with {', '.join(self.plan.float_tensors)} in float"
+        return (
+            f"{self.taken.ranges}, biases {biases}: outputs move by {self.taken.distance:.3g}, the most careful of those within a"
+            f" standard error of the best of {len(found)} ({min(found):.3g} to {max(found):.3g}){blind}{left}"
+        )
+
+
+class _Judge:
+    """Measures how far a student's answers are from the float network's, image by image."""
+
+    def __init__(self, network: Network, images: Tensor) -> None:
+        self._images, self._outputs = images, network.outputs
+        self._expected = float_answers(network, images, chunk=CHUNK)
+        self._spreads = spreads(network.outputs, self._expected)
+        told = zip(network.outputs, self._expected, strict=True)
+        self.shown = all(shows(output, value) for output, value in told if output.axis is not None)
+
+    def __call__(self, student: Student) -> Tensor:
+        """(N,), float64."""
+        actual = float_answers(student.network, self._images, chunk=CHUNK)
+        answers = enumerate(zip(self._outputs, self._expected, actual, self._spreads, strict=True))
+        return torch.stack([self._apart(seed, *answer) for seed, answer in answers if answer[0].axis is not None]).sum(0)
+
+    def _apart(self, seed: int, output: Output, expected: Tensor, actual: Tensor, variance: float) -> Tensor:
+        if not self.shown and expected.is_floating_point():
+            one, other = (margins(output, value, variance, seed) for value in (expected, actual))
+            return (one - other).double().square().mean(1)
+        pairs = zip(torch.split(expected, 1), torch.split(actual, 1), strict=True)
+        return torch.tensor([distance(output, one, other, variance) for one, other in pairs], dtype=torch.float64)
+
+
+def choose(network: Network, samples: Samples, plan: Plan, bits: Bits, callback: Callback | None = None) -> Choice:
+    """The plan with the ranges, the bias correction and the float tensors that it leaves to be chosen (`"outputs"`).
+
+    Every other sample is calibrated on, and the rest judges; a single one does both. Where the outputs have no gradient, methods
+    are tried for all tensors at once, none tensor by tensor, and no tensor is spared. Raises what `calibrate` raises, and
+    `ModelError` where no candidate's answers are finite.
+    """
+    if CHOSEN not in (plan.activation_ranges, plan.bias_correction, plan.spare):
+        return Choice(plan)
+    seen, judges = (half.images for half in halves(samples))
+    seen, judge = even_batches(network, seen), _Judge(network, judges)
+    methods = RANGES if plan.activation_ranges == CHOSEN else (plan.activation_ranges,)
+    corrections: tuple[str, ...] = (plan.bias_correction,)
+    if plan.bias_correction == CHOSEN:
+        corrections = CORRECTIONS if judge.shown else CORRECTIONS[:1]
+    tried = _tried(network, seen, plan, bits, methods)
+    apart: dict[tuple[str, str], Tensor] = {}
+    for name, grids in tried.grids.items():
+        set_grids(tried.student, grids)
+        for correction in corrections:
+            corrected = replace(tried.student, plan=change_plan(tried.student.plan, bias_correction=correction))
+            settle_biases(corrected, seen)
+            apart[name, correction] = judge(corrected)
+            if callback is not None:
+                callback(len(apart), len(tried.grids) * len(corrections))
+    finite = {one: apart[one] for kind in corrections for one in apart if one[1] == kind and bool(apart[one].isfinite().all())}
+    if not finite:
+        raise ModelError("the quantized network's answers to the samples are not finite numbers, whatever the ranges")
+    best = min(finite.values(), key=lambda each: each.mean().item())
+    candidates = tuple(_candidate(*one, each, best) for one, each in finite.items())
+    taken = next(one for one in candidates if one.behind <= one.error)
+    method, own = (RANGES[0], tried.own) if taken.ranges == BY_TENSOR else (taken.ranges, {})
+    settled = change_plan(plan, activation_ranges=method, tensor_ranges=own, bias_correction=taken.bias_correction, spare="none")
+    choice = Choice(settled, taken, candidates, judge.shown)
+    return _spared(network, seen, judge, choice, tried, bits) if plan.spare == CHOSEN else choice
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """A student whose weights have their grids; activations' grids by what they are called, a method or `BY_TENSOR`; by quantizer
+    the method that its errors ask for, and how far grids move the answers there (images x margins, grids)."""
+
+    student: Student
+    grids: dict[str, Grids]
+    own: dict[str, str]
+    moves: dict[str, Callable[[list[Grid]], Tensor]]
+
+
+def _tried(network: Network, images: Tensor, plan: Plan, bits: Bits, methods: Sequence[str]) -> _Tried:
+    """What the methods find on images (N, C, H, W); tensor by tensor only where errors can be followed to the outputs."""
+    first = change_plan(plan, activation_ranges=methods[0], bias_correction="none")
+    student, widths, deciders = prepare(network, first, bits)
+    plans = {method: change_plan(first, activation_ranges=method) for method in methods}
+    finders = {name: grid_finder(replace(student, plan=one), widths, deciders, images) for name, one in plans.items()}
+    moves = _moves(student, deciders, images)
+    found: dict[str, dict[str, Grid]] = {method: {} for method in methods}
+
+    def find(name: str, values: list[Chunks]) -> Grid:
+        for method, finder in finders.items():
+            found[method][name] = finder(name, values)
+        return found[methods[0]][name]
+
+    weight_grids(student, widths)
+    activation_grids(student, widths, deciders, images, find)
+    if not found[methods[0]]:  # they come from elsewhere, and are in place
+        return _Tried(student, {methods[0]: {}}, {}, {})
+    if len(methods) == 1 or not moves:
+        return _Tried(student, dict(found), {}, moves)
+    own = {}
+    for name, moved in moves.items():
+        squares = moved([grids[name] for grids in found.values()])
+        behind = squares - squares[:, squares.mean(0).argmin(), None]
+        within = behind.mean(0) <= behind.std(0, correction=0) / len(behind) ** 0.5
+        own[name] = methods[int(within.nonzero()[0])]
+    mixed = {name: found[own.get(name, methods[0])][name] for name in found[methods[0]]}
+    return _Tried(student, {name: found.get(name, mixed) for name in WHOLE}, own, moves)
+
+
+def _moves(student: Student, deciders: Deciders, images: Tensor) -> dict[str, Callable[[list[Grid]], Tensor]]:
+    nodes = {node for group in deciders.values() for node in group}
+    try:
+        known = effects(student.network, nodes, images[:FELT])
+    except ModelError:
+        return {}
+    heard = {name: [known[node] for node in group if node in known] for name, group in deciders.items()}
+    return {name: together(parts).moves for name, parts in heard.items() if parts}
+
+
+def _spared(network: Network, images: Tensor, judge: _Judge, choice: Choice, tried: _Tried, bits: Bits) -> Choice:
+    """The choice with tensors left in float while that halves what is left of the distance.
+
+    Those of the largest effects are tried together: as few as hold half of what first order tells of all, three quarters, and so
+    on, up to one of `SPARED`.
+    """
+    assert choice.taken is not None
+    grids, distance, tested = tried.grids[choice.taken.ranges], choice.taken.distance, 0
+    cost = {name: moved([grids[name]]).mean().item() for name, moved in tried.moves.items() if name in grids}
+    order = sorted(cost, key=lambda name: -cost[name])
+    shares = torch.tensor([cost[name] for name in order], dtype=torch.float64).cumsum(0)
+    for power in range(1, STEPS):
+        few = int((shares < (1 - HALF**power) * shares[-1]).sum()) + 1
+        if distance <= MATTERS or few * SPARED > len(order):
+            break
+        if few == tested:
+            continue
+        tested, kept = few, [*choice.plan.float_tensors, *order[:few]]
+        own = {name: method for name, method in choice.plan.tensor_ranges.items() if name not in kept}
+        plan = change_plan(choice.plan, float_tensors=list(dict.fromkeys(kept)), tensor_ranges=own)
+        left = judge(calibrate(network, images, plan, bits)).mean().item()
+        if left <= HALF * distance:
+            choice, distance = replace(choice, plan=plan, spared=left), left
+    return choice
+
+
+def _candidate(ranges: str, correction: str, apart: Tensor, best: Tensor) -> Candidate:
+    behind = apart - best
+    error = behind.std().item() / len(behind) ** 0.5 if len(behind) > 1 else 0.0
+    return Candidate(ranges, correction, apart.mean().item(), behind.mean().item(), error)
