@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from dreamquant.allocation import allocate, sensitivities
-from dreamquant.allocation.auto import _enough, _halves
+from dreamquant.allocation.auto import _enough
 from dreamquant.errors import OptionError
 from dreamquant.network.graph import Network
 from dreamquant.network.load import load
 from dreamquant.network.scores import divergence
 from dreamquant.quantization.plan import Plan, load_plan
 from dreamquant.quantization.quantize import quantize
-from dreamquant.samples import Samples
+from dreamquant.samples import Samples, halves
 from dreamquant.synthesis import synthesize
 
 SHAPE = (3, 6, 5)
@@ -148,7 +148,7 @@ def test_so_many_images_that_the_agreement_can_be_told(digits: Path, asked: floa
     network = load(digits / "digits_bnfolded.onnx")
     samples = synthesize(network, 40, method="fractal", seed=0)
     found = allocate(network, samples, method="auto", agreement=asked).totals if asked in (95.0, 99.0) else None
-    images = _enough(network, _halves(samples)[1], asked)
+    images = _enough(network, halves(samples)[1], asked)
 
     assert len(images) == needed
     assert torch.equal(images.images[:20], samples.images[1::2])
@@ -158,7 +158,7 @@ def test_so_many_images_that_the_agreement_can_be_told(digits: Path, asked: floa
     assert len(more.unique(dim=0)) == len(more)
     sure = [network(part).softmax(1).amax(1).mean() for part in (samples.images, more) if len(part)]
     assert len(sure) == 1 or sure[0] < sure[1]  # those that the network is surest of
-    assert torch.equal(_enough(network, _halves(samples)[1], asked).images, images.images)
+    assert torch.equal(_enough(network, halves(samples)[1], asked).images, images.images)
 
 
 def test_no_images_are_added_for_other_answers_or_an_unknown_input(network_of_values: Network, samples: Samples) -> None:
