@@ -33,7 +33,6 @@ from dreamquant.methods import SEEDS, check_seed
 from dreamquant.network.fingerprint import fingerprint
 from dreamquant.network.graph import Network
 from dreamquant.network.load import Loading, load
-from dreamquant.network.opaque import float_operators
 from dreamquant.network.scores import scores_classes
 from dreamquant.network.statistics import batch_norms
 from dreamquant.plain import plain_torch
@@ -168,8 +167,6 @@ def run(
         announce(f"{network.source.text}: {network.space.sentence()}")
         for line in (*network.remarks, *(f"output {answer}" for answer in network.outputs)):
             announce(line)
-        if staying := float_operators(network):
-            announce(f"stays in float: {', '.join(staying)}")
         announce(_intention(chosen, expected_seconds(network, chosen, asked.values())))
     clock = _Clock()
     dreamer = _Dreamer(network, run_dir, progress)

@@ -144,8 +144,6 @@ def print_inspection(found: Inspection) -> None:
     screen.print(f"{found.model}: images {found.input_shape}, {batch}")
     for line in (*found.remarks, *(f"output {output}" for output in found.outputs)):
         screen.print(line, soft_wrap=True)
-    if found.staying:
-        screen.print(f"stays in float: {', '.join(found.staying)}", soft_wrap=True)
     table = Table("layer", "operator", "weight", "output")
     for layer in found.layers:
         table.add_row(layer.name, layer.operator, str(layer.weight), str(layer.output))

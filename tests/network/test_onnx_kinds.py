@@ -473,6 +473,23 @@ def test_kinds_of_files_that_are_refused_in_one_line(name: str, tmp_path: Path) 
     assert "\n" not in str(caught.value)
 
 
+def test_one_number_for_the_whole_batch_is_left_to_the_file(tmp_path: Path) -> None:
+    proto = model([*SCORES, node("ReduceSum", "z", "s", keepdims=0)], outputs="z s")
+    network = opened(proto, tmp_path)
+    artifact, _ = written(network, tmp_path)
+
+    assert network.remarks == ("stays in float: ReduceSum", "no answer to each image: s; measured is z")
+    assert [output.name for output in network.outputs] == ["z"]
+    assert [output.name for output in onnx.load(str(artifact.path)).graph.output] == ["z", "s"]
+
+
+def test_what_is_not_as_it_was_is_said(tmp_path: Path) -> None:
+    assert opened(READ["opset-9"](), tmp_path).remarks == ("opset 9 becomes 13",)
+    assert opened(READ["branch"](), tmp_path).remarks == ("branches whose condition is known take the place of their If",)
+    merged = ("opset 14 becomes 17", "taken apart: BiasGelu, FusedMatMul, SkipLayerNormalization")
+    assert opened(READ["skip-layer-norm"](), tmp_path).remarks == merged
+
+
 @pytest.mark.parametrize("name", ["groups-18", "opset-8"])
 def test_four_bits_raise_the_opset_and_keep_the_function(name: str, tmp_path: Path) -> None:
     artifact, _ = written(opened(READ[name](), tmp_path), tmp_path, "W4A8")

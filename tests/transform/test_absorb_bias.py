@@ -125,6 +125,25 @@ def test_a_network_without_statistics_is_refused(fill: Callable[..., nn.Module],
         absorb_bias(residual, bits=8)
 
 
+class PreActivation(nn.Module):
+    """Sums that BatchNorms follow, and layers that none follows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.norm = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        y: Tensor = x + self.second(torch.relu(self.norm(x)))
+        return y
+
+
+def test_a_network_whose_norms_belong_to_no_layer_is_not_told_to_fold_them(fill: Callable[..., nn.Module]) -> None:
+    folded = fold_batchnorm(capture(fill(PreActivation(), SHAPE), SHAPE))
+    with pytest.raises(OptionError, match=r"""leave absorb_bias out: --set quantization.transforms='\["fold_batchnorm","""):
+        absorb_bias(folded, bits=8)
+
+
 @pytest.mark.parametrize("source", ["torch", "onnx"])
 def test_the_file_computes_the_same(
     residual: Network, residual_onnx: Path, calibration: Samples, tmp_path: Path, source: str

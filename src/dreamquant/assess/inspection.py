@@ -10,7 +10,6 @@ from dreamquant.methods import find_method, method_names
 from dreamquant.network.attention import attentions
 from dreamquant.network.graph import Network
 from dreamquant.network.notes import shape_of
-from dreamquant.network.opaque import float_operators
 from dreamquant.network.operators import WEIGHTED, is_call
 from dreamquant.network.outputs import Output
 from dreamquant.network.segments import segments
@@ -69,10 +68,9 @@ class Site:
 class Inspection:
     """A network as it was loaded, and the `sites` that a plan quantizes of it.
 
-    `remarks` say what is not as it was, `outputs` are its answers, of what kind each is and how that is known; `staying` is what
-    of its file has no counterpart and stays in float. `synthesis` is what each synthesis method would need that it does not have;
-    empty where it can work. `sensitivity` is what each layer does to the answers by itself, the worst first; None where nobody
-    asked.
+    `remarks` say what is not as it was, `outputs` are its answers, of what kind each is and how that is known. `synthesis` is
+    what each synthesis method would need that it does not have; empty where it can work. `sensitivity` is what each layer does
+    to the answers by itself, the worst first; None where nobody asked.
     """
 
     model: str
@@ -80,7 +78,6 @@ class Inspection:
     batch: int | None
     remarks: tuple[str, ...]
     outputs: tuple[Output, ...]
-    staying: list[str]
     layers: list[Layer]
     batch_norms: list[Norm]
     attentions: list[Attention]
@@ -106,7 +103,6 @@ def inspect(network: Network, plan: Plan, bits: Bits) -> Inspection:
         batch=network.batch,
         remarks=network.remarks,
         outputs=network.outputs,
-        staying=float_operators(network),
         layers=[
             Layer(node.name, str(node.target), shape_of(node.args[1]), shape_of(node)[1:])
             for node in network.graph.graph.nodes

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import onnx
+
 from dreamquant.network.graph import Network, Source
 from dreamquant.network.input_space import InputSpace
 from dreamquant.network.onnx_import import (  # noqa: F401  (each enters its operators into the table)
@@ -22,8 +24,11 @@ from dreamquant.network.onnx_import import (  # noqa: F401  (each enters its ope
 )
 from dreamquant.network.onnx_import.half import in_float32
 from dreamquant.network.onnx_import.importer import ANY_BATCH, import_onnx, refuse_unsupported
+from dreamquant.network.onnx_import.standard import TAKEN_APART, opset_of
 from dreamquant.network.onnx_import.verify import verify
+from dreamquant.network.opaque import float_operators
 from dreamquant.network.outputs import find_outputs
+from dreamquant.runtime import MICROSOFT
 
 __all__ = ["import_onnx", "load_onnx"]
 
@@ -48,4 +53,21 @@ def load_onnx(path: Path, *, input_shape: tuple[int, int, int] | None = None, la
     )
     source = Source(kind="onnx", text=str(path), path=path, proto=proto, ends=ends, tail=tail)
     network = Network(graph, given.shape, source, InputSpace(layout=given.layout, dtype=given.dtype), batch)
-    return replace(network, outputs=find_outputs(network))
+    return replace(network, outputs=find_outputs(network), remarks=_remarks(network, single))
+
+
+def _remarks(network: Network, file: onnx.ModelProto) -> tuple[str, ...]:
+    """What of a network is not as it is in its file, in sentences."""
+    proto, kept = network.source.proto, float_operators(network)
+    assert proto is not None
+    found = [f"stays in float: {', '.join(kept)}"] if kept else []
+    other = [output.name for output in proto.graph.output if output.name not in network.source.ends]
+    if other:
+        found.append(f"no answer to each image: {', '.join(other)}; measured is {', '.join(network.source.ends)}")
+    if opset_of(proto) != opset_of(file):
+        found.append(f"opset {opset_of(file)} becomes {opset_of(proto)}")
+    given = {node.op_type for node in file.graph.node} - {node.op_type for node in proto.graph.node}
+    if "If" in given:
+        found.append("branches whose condition is known take the place of their If")
+    merged = sorted(name for domain, name in TAKEN_APART if domain == MICROSOFT and name in given)
+    return (*found, *([f"taken apart: {', '.join(merged)}"] if merged else []))

@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from dreamquant.network.onnx_import.standard import fresh
+
 HALF, FLOAT = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
 
 
@@ -32,12 +34,12 @@ def in_float32(proto: onnx.ModelProto) -> onnx.ModelProto:
         if value.name in stored:
             value.type.tensor_type.elem_type = FLOAT
         elif value.type.tensor_type.elem_type == HALF:
-            inner = _fresh(f"{value.name}_float", taken)
+            inner = fresh(f"{value.name}_float", taken)
             _rename(graph, value.name, inner, outputs=False)
             graph.node.insert(0, helper.make_node("Cast", [value.name], [inner], name=inner, to=FLOAT))
     for value in graph.output:
         if value.type.tensor_type.elem_type == HALF:
-            inner = _fresh(f"{value.name}_float", taken)
+            inner = fresh(f"{value.name}_float", taken)
             _rename(graph, value.name, inner, outputs=True)
             graph.node.append(helper.make_node("Cast", [inner], [value.name], name=inner, to=HALF))
     return widened
@@ -72,10 +74,3 @@ def _rename(graph: onnx.GraphProto, name: str, replacement: str, *, outputs: boo
             for index, one in enumerate(names):
                 if one == name:
                     names[index] = replacement
-
-
-def _fresh(name: str, taken: set[str]) -> str:
-    while name in taken:
-        name += "_"
-    taken.add(name)
-    return name

@@ -38,7 +38,7 @@ class Pieces:
 
     def fresh(self, kind: str) -> str:
         """A name for a helper value."""
-        return _fresh(f"{self.node.output[0]}_{kind.lower()}", self.taken)
+        return fresh(f"{self.node.output[0]}_{kind.lower()}", self.taken)
 
     def op(self, kind: str, *inputs: str, to: str = "", **attributes: Any) -> str:
         """Add a node; returns its output's name, `to` where that is given."""
@@ -94,7 +94,8 @@ def lifted(proto: onnx.ModelProto, opset: int, name: str) -> onnx.ModelProto:
     return _rewritten(converted, PER_CHANNEL) if opset_of(proto) < EACH_CHANNEL <= opset else converted
 
 
-def _fresh(base: str, taken: set[str]) -> str:
+def fresh(base: str, taken: set[str]) -> str:
+    """`base`, or `base_1`, ... where it is taken; from then on it is."""
     name, count = base, 0
     while name in taken:
         count += 1
@@ -273,7 +274,7 @@ def without_branches(proto: onnx.ModelProto, taken: Mapping[str, str]) -> onnx.M
         branch = onnx.GraphProto()
         branch.CopyFrom(next(a.g for a in node.attribute if a.name == taken[node.output[0]]))
         made = {tensor.name for tensor in branch.initializer} | {name for one in branch.node for name in one.output if name}
-        renamed = {name: _fresh(f"{node.output[0]}_{name}", names) for name in sorted(made)}
+        renamed = {name: fresh(f"{node.output[0]}_{name}", names) for name in sorted(made)}
         _rename(branch, renamed)
         for tensor in branch.initializer:
             tensor.name = renamed[tensor.name]
@@ -317,7 +318,7 @@ def without_axes(
         values = _all_axes(node, shapes, known)
         if values is not None:
             place = 1 if node.op_type == "Pad" else 2
-            plain.input[place] = _fresh(f"{node.output[0]}_axes", names)
+            plain.input[place] = fresh(f"{node.output[0]}_axes", names)
             stored.append(numpy_helper.from_array(values, plain.input[place]))
             del plain.input[3:], plain.attribute[:]
             plain.attribute.extend(one for one in node.attribute if one.name != "axes")

@@ -12,13 +12,25 @@ from dreamquant.network.onnx_import.builder import Builder
 
 
 def ends_of(builder: Builder, graph: onnx.GraphProto) -> list[str]:
-    """The outputs that are computed and, in place of those that are not, the values that the nodes left behind read for them."""
+    """The outputs that are computed and, in place of those that are not, the values that the nodes left behind read for them.
+
+    One number for the whole batch is left to the file where there is another output.
+    """
     found: dict[str, None] = {}
+    numbers = {output.name for output in graph.output if is_one_number(builder, output.name)}
     for output in graph.output:
+        if output.name in numbers and len(numbers) < len(graph.output):
+            continue
         behind = _needed(builder.tail, [output.name])
         read = [name for node in behind for name in node.input if isinstance(builder.values.get(name), fx.Node)]
         found.update(dict.fromkeys(read if behind else [output.name]))
     return list(found)
+
+
+def is_one_number(builder: Builder, name: str) -> bool:
+    """Whether a value depends on the images and is one number."""
+    value = builder.values.get(name)
+    return isinstance(value, fx.Node) and builder.shape(value) == ()
 
 
 def tail_of(proto: onnx.ModelProto, ends: Sequence[str]) -> onnx.ModelProto | None:
