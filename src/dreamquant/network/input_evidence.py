@@ -26,6 +26,7 @@ from dreamquant.network.statistics import batch_norms
 
 IMAGES = 8
 AFFINE = 1e-3  # how far from affine, of its own size, the path to a BatchNorm may be: rounding
+DIGITS = 5  # of what is remembered: those after them differ from run to run, and would make other images
 CONSISTENT = 0.5  # deviations that its running means may be from what one mean per channel of the images makes of them
 ELEMENTWISE = {aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.rsub.Scalar}
 CASTS = {aten._to_copy.default, aten.to.dtype}
@@ -143,7 +144,8 @@ def remembered(network: Network) -> Remembered | None:
     power = _nonnegative((powers / deviation.square()[:, None])[live], rest).sum()
     if not math.isfinite(float(power)) or power <= 0:
         return None
-    return Remembered(norm.name, tuple(centre.tolist()), float(power.sqrt()))
+    told = [float(f"{number:.{DIGITS}g}") for number in (*centre.tolist(), float(power.sqrt()))]
+    return Remembered(norm.name, tuple(told[:-1]), told[-1])
 
 
 def _ingredients(channels: int, height: int, width: int, generator: torch.Generator) -> Iterator[Tensor]:

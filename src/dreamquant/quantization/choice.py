@@ -2,19 +2,20 @@
 
 No rule on what a network looks like tells which ranges it bears: those that lose nothing on one ruin the next. So the range of
 every tensor is chosen among those of several methods by how far its error moves the answers, to first order (`effect`). What
-came of it quantizes the network on one half of the samples, beside ranges that cut off nothing and ranges of least error, each
-with and without bias correction, and is judged by how far the answers to the other half move from the float network's
-(`network.answers`).
+came of it quantizes the network on one half of the samples, beside ranges that cut off nothing and ranges of least error, and
+is judged by how far the answers to the other half move from the float network's (`network.answers`).
 
 Samples that are made without data show less than real images do. What is better by no more than chance is therefore not taken
-for what cuts off less or changes less: of all that lie within a standard error of the best, differences being taken image by
-image (the rule of one standard error, Breiman et al., Classification and Regression Trees, 1984, 3.4.3), the most careful is.
-And samples without anything that an output looks for, as a detector finds no boxes on procedural images, tell nothing of bias
-correction, which then stays away: it makes the answers to nothing better, and others worse. What is judged there is how far
-scores move before they are cut off (`margins`).
+for what cuts off less: of all that lie within a standard error of the best, differences being taken image by image (the rule of
+one standard error, Breiman et al., Classification and Regression Trees, 1984, 3.4.3), the most careful is. And what changes the
+network, rather than the grids that its own values need, has to pay for it: it must leave less than half of the distance.
 
-Last, where the answers still move by more than can be left alone, the tensors to which first order gives the largest effects
-are tried in float, a few at most: those stay there that more than halve what is left, counted for all of them together.
+Bias correction is such a change. What it takes off is the mean error on the samples, and other images have another. It stays
+away where the samples show nothing that an output looks for, as a detector finds no boxes on procedural images: it makes the
+answers to nothing better, and others worse. What is judged there is how far scores move before they are cut off (`margins`).
+
+Float tensors are another. Where the answers still move by more than can be left alone, those to which first order gives the
+largest effects are tried in float, a few at most, counted for all of them together.
 """
 
 from __future__ import annotations
@@ -46,19 +47,19 @@ Grids = Mapping[str, Grid]  # by the quantizer's name
 RANGES = ("minmax", "percentile", "mse", "ema", "kl")  # that a tensor may have; those that cut off least first
 BY_TENSOR = "by tensor"
 WHOLE = ("minmax", BY_TENSOR, "mse")  # that the network may have; the most careful first
-CORRECTIONS = ("none", "samples")  # those that change least first
+CAREFUL, CORRECTED = "none", "samples"  # of bias correction
 FELT = 16  # images that effects are told from
 CHUNK = 8  # images that are judged at once
 MATTERS = 0.01  # nats: of a distance below this, no answer is expected to change
-HALF = 0.5  # what tensors in float must leave at most of a distance, to be worth their time
+HALF = 0.5  # of a distance: what is left with corrected biases, or with tensors in float, that are worth it
 STEPS = 8  # halvings of what the tensors that are tried leave of all effects
 SPARED = 16  # of so many quantized tensors one may stay in float
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """What came of a choice: the `distance` of the answers from the float network's, and by how much more than the best one's it
-    is, with the standard error of that."""
+    """What came of a choice: the `distance` of the answers from the float network's, and by how much more than that of the best
+    ranges it is, biases being as they are, with the standard error of that."""
 
     ranges: str
     bias_correction: str
@@ -69,7 +70,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """A plan that leaves nothing to be chosen; what was `taken`, and all candidates, in the order of their care.
+    """A plan that leaves nothing to be chosen; what was `taken`, and all candidates, the careful first, corrected biases last.
 
     `shown` says whether the samples held what all outputs look for, `spared` what is left of the distance with `float_tensors`.
     """
@@ -89,8 +90,8 @@ class Choice:
         blind = "" if self.shown else "; the samples show nothing that the outputs look for"
         left = "" if self.spared is None else f"; {self.spared:.3g} with {', '.join(self.plan.float_tensors)} in float"
         return (
-            f"{self.taken.ranges}, biases {biases}: outputs move by {self.taken.distance:.3g}, the most careful of those within a"
-            f" standard error of the best of {len(found)} ({min(found):.3g} to {max(found):.3g}){blind}{left}"
+            f"{self.taken.ranges}, biases {biases}: outputs move by {self.taken.distance:.3g}, those of all {len(found)} tried"
+            f" by {min(found):.3g} to {max(found):.3g}{blind}{left}"
         )
 
 
@@ -130,25 +131,30 @@ def choose(network: Network, samples: Samples, plan: Plan, bits: Bits, callback:
     seen, judges = (half.images for half in halves(samples))
     seen, judge = even_batches(network, seen), _Judge(network, judges)
     methods = RANGES if plan.activation_ranges == CHOSEN else (plan.activation_ranges,)
-    corrections: tuple[str, ...] = (plan.bias_correction,)
-    if plan.bias_correction == CHOSEN:
-        corrections = CORRECTIONS if judge.shown else CORRECTIONS[:1]
     tried = _tried(network, seen, plan, bits, methods)
     apart: dict[tuple[str, str], Tensor] = {}
-    for name, grids in tried.grids.items():
-        set_grids(tried.student, grids)
-        for correction in corrections:
-            corrected = replace(tried.student, plan=change_plan(tried.student.plan, bias_correction=correction))
-            settle_biases(corrected, seen)
-            apart[name, correction] = judge(corrected)
-            if callback is not None:
-                callback(len(apart), len(tried.grids) * len(corrections))
-    finite = {one: apart[one] for kind in corrections for one in apart if one[1] == kind and bool(apart[one].isfinite().all())}
+
+    def measure(name: str, correction: str) -> None:
+        set_grids(tried.student, tried.grids[name])
+        student = replace(tried.student, plan=change_plan(tried.student.plan, bias_correction=correction))
+        settle_biases(student, seen)
+        apart[name, correction] = judge(student)
+        if callback is not None:
+            callback(len(apart), len(tried.grids) + 1)
+
+    asked = CAREFUL if plan.bias_correction == CHOSEN else plan.bias_correction
+    for name in tried.grids:
+        measure(name, asked)
+    finite = [one for one in apart if bool(apart[one].isfinite().all())]
     if not finite:
         raise ModelError("the quantized network's answers to the samples are not finite numbers, whatever the ranges")
-    best = min(finite.values(), key=lambda each: each.mean().item())
-    candidates = tuple(_candidate(*one, each, best) for one, each in finite.items())
-    taken = next(one for one in candidates if one.behind <= one.error)
+    best = min((apart[one] for one in finite), key=lambda each: each.mean().item())
+    taken = next(one for one in (_candidate(*one, apart[one], best) for one in finite) if one.behind <= one.error)
+    if plan.bias_correction == CHOSEN and judge.shown:
+        measure(taken.ranges, CORRECTED)
+        corrected = _candidate(taken.ranges, CORRECTED, apart[taken.ranges, CORRECTED], best)
+        taken = corrected if corrected.distance < HALF * taken.distance else taken
+    candidates = tuple(_candidate(*one, each, best) for one, each in apart.items())
     method, own = (RANGES[0], tried.own) if taken.ranges == BY_TENSOR else (taken.ranges, {})
     settled = change_plan(plan, activation_ranges=method, tensor_ranges=own, bias_correction=taken.bias_correction, spare="none")
     choice = Choice(settled, taken, candidates, judge.shown)
