@@ -239,3 +239,15 @@ def test_samples_that_show_nothing_judge_no_bias_correction(bias: float) -> None
     assert {one.bias_correction for one in found.candidates} == ({"none", "samples"} if found.shown else {"none"})
     assert ("show nothing" in found.sentence()) is not found.shown
     assert all(one.distance > 0 for one in found.candidates)
+
+
+def test_where_no_gradient_passes_whole_methods_are_compared(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*given: object) -> None:
+        raise ModelError("no gradient")
+
+    monkeypatch.setattr("dreamquant.quantization.choice.effects", none)
+    monkeypatch.setattr("dreamquant.quantization.choice.MATTERS", 0)
+    found = chosen(network, noise(8, SHAPE, seed=0), spare=CHOSEN, **BOTH)
+    assert [one.ranges for one in found.candidates if one.bias_correction == "none"] == list(RANGES)
+    assert found.plan.tensor_ranges == {}
+    assert found.plan.float_tensors == []

@@ -213,19 +213,21 @@ def _moves(student: Student, deciders: Deciders, images: Tensor) -> dict[str, Ca
 
 
 def _spared(network: Network, images: Tensor, judge: _Judge, choice: Choice, tried: _Tried, bits: Bits) -> Choice:
-    """The choice with tensors left in float while that halves what is left of the distance.
+    """The choice with the fewest tensors in float that leave less than half of a distance that matters.
 
     Those of the largest effects are tried together: as few as hold half of what first order tells of all, three quarters, and so
     on, up to one of `SPARED`.
     """
     assert choice.taken is not None
-    grids, distance, tested = tried.grids[choice.taken.ranges], choice.taken.distance, 0
+    if choice.taken.distance <= MATTERS or not tried.moves:
+        return choice
+    grids, tested = tried.grids[choice.taken.ranges], 0
     cost = {name: moved([grids[name]]).mean().item() for name, moved in tried.moves.items() if name in grids}
     order = sorted(cost, key=lambda name: -cost[name])
     shares = torch.tensor([cost[name] for name in order], dtype=torch.float64).cumsum(0)
     for power in range(1, STEPS):
         few = int((shares < (1 - HALF**power) * shares[-1]).sum()) + 1
-        if distance <= MATTERS or few * SPARED > len(order):
+        if few * SPARED > len(order):
             break
         if few == tested:
             continue
@@ -233,8 +235,8 @@ def _spared(network: Network, images: Tensor, judge: _Judge, choice: Choice, tri
         own = {name: method for name, method in choice.plan.tensor_ranges.items() if name not in kept}
         plan = change_plan(choice.plan, float_tensors=list(dict.fromkeys(kept)), tensor_ranges=own)
         left = judge(calibrate(network, images, plan, bits)).mean().item()
-        if left <= HALF * distance:
-            choice, distance = replace(choice, plan=plan, spared=left), left
+        if left <= HALF * choice.taken.distance:
+            return replace(choice, plan=plan, spared=left)
     return choice
 
 
