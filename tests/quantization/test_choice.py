@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dreamquant.allocation._sensitivity import with_layers
 from dreamquant.errors import ModelError, OptionError
 from dreamquant.network.answers import distances
 from dreamquant.network.capture import capture, noise
@@ -251,3 +252,11 @@ def test_where_no_gradient_passes_whole_methods_are_compared(network: Network, m
     assert [one.ranges for one in found.candidates if one.bias_correction == "none"] == list(RANGES)
     assert found.plan.tensor_ranges == {}
     assert found.plan.float_tensors == []
+
+
+def test_a_layer_that_is_left_in_float_takes_its_tensors_along(network: Network) -> None:
+    images = Samples(noise(4, SHAPE, seed=0))
+    plan = load_plan("deploy", tensor_ranges={"x_grid": "mse", "relu_grid": "mse"})
+    kept = with_layers(plan, {name: {"keep_float": True} for name in ("conv2d", "conv2d_1")})
+    names = {str(tensor.quantizer.target) for tensor in quantize(network, images, plan=kept).tensors()}
+    assert not names & set(plan.tensor_ranges)

@@ -17,7 +17,7 @@ from dreamquant.network.opaque import float_operators
 from dreamquant.network.operators import WEIGHTED, argument, bias_node, data_nodes, is_call
 from dreamquant.quantization.codebook import Codebook
 from dreamquant.quantization.grid import FakeQuantize, Grid
-from dreamquant.quantization.plan import Bits, Plan
+from dreamquant.quantization.plan import Bits, Plan, change_plan
 from dreamquant.quantization.sites import activation_sites, weighted_nodes
 from dreamquant.quantization.walk import quantizer_of
 
@@ -88,7 +88,8 @@ def prepare(network: Network, plan: Plan, bits: Bits) -> tuple[Student, dict[str
     layers = weighted_nodes(graph.graph)
     check_layers(network, plan)
     sites = activation_sites(graph.graph, plan, bits)
-    _check_tensors(plan, {site.name for site in sites})
+    anyhow = activation_sites(graph.graph, change_plan(plan, layers={}), bits) if plan.layers else []
+    _check_tensors(plan, {site.name for site in (*sites, *anyhow)})  # a layer that is left float may take its tensors along
     sites = [site for site in sites if site.name not in plan.float_tensors]
     widths: dict[str, int] = {}
     deciders: dict[str, tuple[fx.Node, ...]] = {}
