@@ -66,8 +66,78 @@ CASES: dict[str, tuple[Callable[[], nn.Module], int]] = {  # and how many BatchN
 }
 
 
+class Constants(nn.Module):
+    """A function of images, of a layer and of constants."""
+
+    def __init__(self, function: Callable[..., Tensor], layer: nn.Module, *sizes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.function, self.layer, self.count = function, layer, len(sizes)
+        generator = torch.Generator().manual_seed(len(sizes))
+        for number, size in enumerate(sizes):
+            self.register_buffer(f"c{number}", torch.rand(size, generator=generator) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x, self.layer, *(getattr(self, f"c{number}") for number in range(self.count)))
+
+
+def rows(x: Tensor) -> Tensor:
+    return x.flatten(2)
+
+
+AFFINE: dict[str, tuple[Callable[[], nn.Module], int]] = {  # and how many operations on constants stay
+    "frozen BatchNorm": (lambda: Constants(lambda x, f, a, b: f(x) * a + b, nn.Conv2d(3, 5, 3), (1, 5, 1, 1), (1, 5, 1, 1)), 0),
+    "no bias": (lambda: Constants(lambda x, f, a, b: b + a * f(x), nn.Conv2d(3, 5, 3, bias=False), (5, 1, 1), (1,)), 0),
+    "numbers": (lambda: Constants(lambda x, f: (f(x) - 0.5) / 3.0 * 2.0 + 1.0, nn.Conv2d(3, 5, 3)), 0),
+    "transposed": (lambda: Constants(lambda x, f, a, b: f(x) / a - b, nn.ConvTranspose2d(3, 5, 3, 2), (5, 1, 1), (5, 1, 1)), 0),
+    "rows": (lambda: Constants(lambda x, f, a, b: f(rows(x)) * a + b, nn.Linear(48, 7, bias=False), (7,), (1, 1, 7)), 0),
+    "negative": (lambda: Constants(lambda x, f, a: torch.relu(f(x) * -a), nn.Conv2d(3, 5, 3), (5, 1, 1)), 0),
+    "a place each": (lambda: Constants(lambda x, f, a: f(x) + a, nn.Conv2d(3, 5, 3), (6, 4)), 1),
+    "a row each": (lambda: Constants(lambda x, f, a: f(rows(x)) + a, nn.Linear(48, 7), (3, 1)), 1),
+    "the other way": (lambda: Constants(lambda x, f, a: a - f(x), nn.Conv2d(3, 5, 3), (5, 1, 1)), 1),
+    "many from one": (lambda: Constants(lambda x, f, a: f(x) * a, nn.Conv2d(3, 1, 3), (5, 1, 1)), 1),
+    "no number": (lambda: Constants(lambda x, f, a: torch.relu(f(x) + a / 0.0).clamp(max=3.0), nn.Conv2d(3, 5, 3), (5, 1, 1)), 1),
+    "read twice": (lambda: Constants(lambda x, f, a: (y := f(x)) * a + y, nn.Conv2d(3, 5, 3), (5, 1, 1)), 2),
+    "two layers": (lambda: Constants(lambda x, f: f(x) + f(x * 2), nn.Conv2d(3, 5, 3)), 2),
+}
+
+
 def norms(network: Network) -> int:
     return sum(node.target is aten.batch_norm.default for node in network.graph.graph.nodes)
+
+
+@pytest.mark.parametrize("name", list(AFFINE))
+def test_constants_behind_a_layer_become_part_of_it(name: str, images: Callable[..., Tensor]) -> None:
+    build, left = AFFINE[name]
+    network = capture(build().eval(), SHAPE)
+    folded = fold_batchnorm(network)
+    x = images(4, SHAPE, seed=6)
+    arithmetic = {aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.rsub.Scalar}
+
+    assert sum(node.target in arithmetic for node in folded.graph.graph.nodes) == left
+    torch.testing.assert_close(folded(x), network(x), rtol=1e-4, atol=1e-5)
+
+
+def test_what_a_constant_does_to_a_channel_is_done_to_what_is_known_of_it(fill: Callable[..., nn.Module]) -> None:
+    module = Constants(lambda x, f, a: f(x) * -a + 2.0, nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5)), (5, 1, 1))
+    with warnings.catch_warnings():
+        filled = fill(module, SHAPE)
+    norm, factor = filled.layer[1], filled.c0.flatten()
+    layer = next(node for node in fold_batchnorm(capture(filled, SHAPE)).graph.graph.nodes if node.target is aten.conv2d.default)
+    normal = notes(layer).normal
+
+    assert normal is not None
+    torch.testing.assert_close(normal[0], 2 - norm.bias.detach() * factor)
+    torch.testing.assert_close(normal[1], norm.weight.detach().abs() * factor)
+
+
+def test_a_norm_across_the_rows_of_a_linear_layer_stays(fill: Callable[..., nn.Module], images: Callable[..., Tensor]) -> None:
+    with warnings.catch_warnings():
+        module = fill(Function(lambda x, f, n: n(f(x.flatten(2))), nn.Linear(48, 3), nn.BatchNorm1d(3)), SHAPE)
+    network = capture(module, SHAPE)
+    folded, x = fold_batchnorm(network), images(4, SHAPE, seed=6)
+
+    assert norms(folded) == 1
+    torch.testing.assert_close(folded(x), network(x))
 
 
 @pytest.mark.parametrize("name", list(CASES))
