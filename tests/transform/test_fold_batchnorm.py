@@ -7,10 +7,14 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import onnx
+import onnx.parser
 import pytest
 import torch
 from torch import Tensor, nn
 
+from dreamquant.flow import run
 from dreamquant.network.capture import capture
 from dreamquant.network.graph import Network, aten
 from dreamquant.network.notes import notes
@@ -174,3 +178,34 @@ def test_every_norm_of_a_file_is_folded_and_its_name_taken_over(residual_onnx: P
     assert {notes(node).origin for node in layers} == origins
     assert len(layers) == 5
     torch.testing.assert_close(folded(x), network(x), rtol=1e-4, atol=1e-4)
+
+
+def test_constants_of_a_file_leave_the_quantized_file(tmp_path: Path) -> None:
+    graph = """
+        <ir_version: 8, opset_import: ["" : 13]>
+        g (float[n, 3, 6, 6] x, float[4, 3, 3, 3] w, float[1, 4, 1, 1] m, float[4, 1, 1] a, int64[3] shape, float[16, 5] v, float[5] b)
+        => (float[n, 4, 5] y)
+        {
+            c = Conv(x, w)
+            d = Mul(c, m)
+            e = Sub(d, a)
+            f = Relu(e)
+            r = Reshape(f, shape)
+            p = MatMul(r, v)
+            y = Add(b, p)
+        }"""
+    model = onnx.parser.parse_model(graph)
+    generator = np.random.default_rng(0)
+    for entry in list(model.graph.input)[1:]:
+        sizes = [size.dim_value for size in entry.type.tensor_type.shape.dim]
+        value = np.array([0, 4, 16]) if entry.name == "shape" else generator.uniform(0.1, 1, sizes).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(value, entry.name))
+        model.graph.input.remove(entry)
+    onnx.save(model, tmp_path / "frozen.onnx")
+    loading = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "outputs": {"y": "values"}}
+    run(tmp_path / "frozen.onnx", tmp_path / "q.onnx", settings=["synthesis.count=4"], estimate=False, **loading)
+    written = [node.op_type for node in onnx.load(tmp_path / "q.onnx").graph.node]
+
+    assert not {"Mul", "Sub"} & set(written)
+    assert written.count("Add") == 1  # a MatMul has no place for a bias
+    assert written.count("Conv") == written.count("MatMul") == 1
