@@ -29,6 +29,7 @@ from dreamquant.estimate import expected_seconds
 from dreamquant.exporters.export import Artifact, check_format, export
 from dreamquant.exporters.qdq import check_writable
 from dreamquant.files import atomic_write, check_output, in_use
+from dreamquant.limits import hand_back
 from dreamquant.methods import SEEDS, check_seed
 from dreamquant.network.fingerprint import fingerprint
 from dreamquant.network.graph import Network
@@ -344,5 +345,6 @@ class _Clock:
         self._last = time.perf_counter()
 
     def lap(self, stage: str) -> None:
+        hand_back()
         now = time.perf_counter()
         self.seconds[stage], self._last = now - self._last, now

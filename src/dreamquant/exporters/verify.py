@@ -23,6 +23,7 @@ from dreamquant.exporters.following import Allowance, Comparison, biases_rounded
 from dreamquant.exporters.qdq import Stored
 from dreamquant.exporters.readback import read_back
 from dreamquant.network.graph import in_pieces, run_once
+from dreamquant.network.live import at_once
 from dreamquant.quantization.grid import Grid
 from dreamquant.quantization.student import Student
 from dreamquant.runtime import OnnxRunner, onnx_runner, opened
@@ -32,7 +33,8 @@ DISTANCE = 0.1  # ... and the mean difference, of an output's standard deviation
 HALF, SMALLEST_HALF = 2.0**-11, 2.0**-14  # what half precision rounds off, at most, as a part of a value; its least normal one
 TIE = 1e-6  # of the largest score: classes no further apart share a rank, as they do where scores are averages of few levels
 INDICES = 1e-3  # of an output of whole numbers, as of classes: those that a tie may send elsewhere
-PIECE = 16  # images whose inner values are held at a time
+PIECE = 16  # images whose inner values are held at a time, at most
+PROVED = 16  # images that every step is proved on; outputs are on all
 MEASURED = 4  # images that rounding is measured on
 
 
@@ -89,6 +91,7 @@ class Verification:
     in a deep network one such step moves others, up to the top class of an image that lies between two: a runtime that sums
     integers and a student that sums floats part there. `steps` holds each layer against the student's by itself, where nothing
     adds up, as the runtime runs the file; `written` the same as the file is written, without the runtime's optimizations.
+    Steps are of `PROVED` of the samples, spread evenly over them.
     `stored` tensors of the file were read back and are the student's.
     """
 
@@ -121,11 +124,12 @@ def verify(
     proto, outputs = onnx.load(str(file)), list(runner.outputs)
     count = read_back(student, proto, integers, stored)
     compared = _Compared(student, proto, outputs, integers)
-    allowance = compared.allowance(images)
-    written = compared.steps(images, allowance)
+    few = images[torch.arange(min(PROVED, len(images))) * len(images) // min(PROVED, len(images))]
+    allowance = compared.allowance(few)
+    written = compared.steps(few, allowance)
     if not written.same:
         raise VerificationError(f"the exported file does not do what was measured: {written}")
-    steps = compared.steps(images, allowance, runner)
+    steps = compared.steps(few, allowance, runner)
     expected = _joined(run_once(student.network.graph, piece) for piece in compared.pieces(images))
     actual = _joined(_outputs(runner, piece, compared.names) for piece in compared.pieces(images))
     differences = tuple(_difference(*each) for each in zip(compared.names, expected, actual, strict=True))
@@ -191,7 +195,7 @@ class _Compared:
     """A student beside its file, whose inner integers are outputs as well here."""
 
     def __init__(self, student: Student, proto: onnx.ModelProto, outputs: Sequence[str], integers: Mapping[str, str]) -> None:
-        self.graph = student.network.graph
+        self.network, self.graph = student.network, student.network.graph
         (batch, *_), given = proto.graph.input[0].type.tensor_type.shape.dim, student.network.batch
         self.batch = given or (batch.dim_value if batch.dim_value > 1 else None)
         self.names = list(outputs)
@@ -203,7 +207,7 @@ class _Compared:
         self.opened = opened(proto, [*self.names, *self.inner])
 
     def pieces(self, images: Tensor, size: int = PIECE) -> tuple[Tensor, ...]:
-        return in_pieces(images, self.batch, size)
+        return in_pieces(images, self.batch, at_once(self.network, size, kept=True))
 
     def allowance(self, images: Tensor) -> Allowance:
         piece = self.pieces(images, MEASURED)[0]

@@ -5,11 +5,13 @@ from __future__ import annotations
 from torch import fx
 
 from dreamquant.errors import ModelError, OptionError
-from dreamquant.limits import check_memory
+from dreamquant.limits import check_memory, memory
 from dreamquant.network.graph import Network, input_node
 from dreamquant.network.notes import bytes_of, is_tensor, shape_of
 
 LOADING = 3  # times what is alive, where a file is tried: the runtime's, ours, and what convolutions make of both on the way
+WORKING = 256 * 2**20  # bytes of values that a stage works on at once ...
+PARTS = 8  # ... or such a part of the limit, where that is less
 WALKING = 2  # a quantized value beside the float one
 
 
@@ -24,13 +26,14 @@ def live_bytes(graph: fx.GraphModule) -> int:
         ends.setdefault(node, []).append(value)
     alive = most = 0
     for node in graph.graph.nodes:
-        alive += _size(node)
+        alive += value_bytes(node)
         most = max(most, alive)
-        alive -= sum(map(_size, ends.get(node, ())))
+        alive -= sum(map(value_bytes, ends.get(node, ())))
     return most
 
 
-def _size(node: fx.Node) -> int:
+def value_bytes(node: fx.Node) -> int:
+    """Bytes that a node's value takes on the recorded batch; views and stored tensors take none."""
     if node.op == "get_attr" or not is_tensor(node) or _is_view(node):
         return 0
     return bytes_of(node)
@@ -39,6 +42,18 @@ def _size(node: fx.Node) -> int:
 def _is_view(node: fx.Node) -> bool:
     schema = getattr(node.target, "_schema", None)
     return schema is not None and any(result.alias_info is not None for result in schema.returns)
+
+
+def at_once(network: Network, most: int, *, kept: bool = False) -> int:
+    """How many images are run at once, `most` where memory allows it: those whose values take at most `WORKING` bytes, what is
+    alive at once or, where values are `kept` for gradients, all of them. A matter of the network alone (answers to other batches
+    may differ in their last digits), unless the limit of memory is small. One image goes in whatever it takes."""
+    if network.batch:
+        return network.batch
+    graph = network.graph
+    size = sum(map(value_bytes, graph.graph.nodes)) if kept else live_bytes(graph)
+    working = min(WORKING, memory() // PARTS)
+    return max(1, min(most, working * shape_of(input_node(graph.graph))[0] // max(size, 1)))
 
 
 def check_trial(graph: fx.GraphModule, images: int, name: str) -> None:

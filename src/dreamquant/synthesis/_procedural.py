@@ -53,12 +53,15 @@ def _dead_leaves(channels: int, height: int, width: int, leaves: int, chroma: fl
     size = float(max(height, width))
     rows, columns = torch.arange(height).view(-1, 1), torch.arange(width)
     smallest, largest = max(1.0, 0.03 * size), size
-    image = torch.randn((), generator=generator) + torch.zeros(channels, height, width)
+    ground = torch.randn((), generator=generator).expand(1, channels)
     uniform = torch.rand((leaves, 3), generator=generator)
     # inverse of the cumulative distribution of r^-3 on [smallest, largest]
     radii = (smallest**-2 - uniform[:, 0] * (smallest**-2 - largest**-2)) ** -0.5
     colours = torch.randn((leaves, 1), generator=generator) + chroma * torch.randn((leaves, channels), generator=generator)
-    for radius, down, right, colour in zip(radii.tolist(), uniform[:, 1].tolist(), uniform[:, 2].tolist(), colours, strict=True):
-        inside = (rows - down * height) ** 2 + (columns - right * width) ** 2 < radius**2
-        image[:, inside] = colour.view(-1, 1)
-    return image
+    front = torch.zeros(height, width, dtype=torch.int64)  # the leaf that is seen; 0 is the ground
+    places = zip(radii.tolist(), (uniform[:, 1] * height).tolist(), (uniform[:, 2] * width).tolist(), strict=True)
+    for number, (radius, down, right) in enumerate(places, 1):
+        across, along = (slice(max(0, int(middle - radius)), int(middle + radius) + 2) for middle in (down, right))
+        inside = (rows[across] - down) ** 2 + (columns[along] - right) ** 2 < radius**2
+        front[across, along].masked_fill_(inside, number)
+    return torch.cat([ground, colours])[front].movedim(2, 0)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dreamquant.errors import OptionError
-from dreamquant.quantization.histogram import counted
+from dreamquant.quantization.histogram import Values, values_of
 
 PAPER = "Migacz, 8-bit Inference with TensorRT (GTC 2017): entropy calibration"
 
@@ -17,7 +17,7 @@ EMPTY = 1e-4  # of a value: what an empty end cell counts where the values that 
 TINY = 1e-30
 
 
-def kl(values: Tensor, *, bits: int, symmetric: bool, bins: int = 2048) -> tuple[Tensor, Tensor]:
+def kl(values: Tensor | Values, *, bits: int, symmetric: bool, bins: int = 2048) -> tuple[Tensor, Tensor]:
     """The range [max(min, -t), min(max, t)] after which the histogram, put on the grid's levels, has diverged least.
 
     For each t: P is the histogram within the range, values outside added to its end cells; Q is the histogram within the range
@@ -38,13 +38,13 @@ def kl(values: Tensor, *, bits: int, symmetric: bool, bins: int = 2048) -> tuple
     levels = 2**bits
     if bins < CELLS * levels:
         raise OptionError(f"kl.bins is {bins}; {bits} bits need at least {CELLS * levels}")
-    flat = values.flatten(1)
-    low, high = flat.aminmax(dim=1)
-    if flat.shape[1] < VALUES * CELLS * levels:
+    values = values_of(values)
+    low, high = values.ends
+    if values.count < VALUES * CELLS * levels:
         return low, high
-    cells = min(bins, flat.shape[1] // VALUES)
+    cells = min(bins, int(values.count) // VALUES)
     reach = torch.maximum(high, -low).clamp(min=TINY)
-    counts = _histogram(flat, reach, cells)
+    counts = values.cells(reach, cells)
     sums = _running_sums(counts)
     first = (low / reach * cells).floor().long().clamp(max=0)
     last = (high / reach * cells).ceil().long().clamp(min=0)
@@ -66,12 +66,6 @@ def _cuts(cells: int, least: int) -> Iterator[int]:
     while cut >= least:
         yield cut
         cut = min(cut - 1, int(cut * STEP))
-
-
-def _histogram(flat: Tensor, reach: Tensor, cells: int) -> Tensor:
-    """How many values other than 0 each cell of [-reach, reach] holds: (groups, 2 * cells), float64."""
-    rows = zip(flat, reach.tolist(), strict=True)
-    return torch.stack([counted(row[row != 0], 2 * cells, -end, end) for row, end in rows])
 
 
 def _running_sums(counts: Tensor) -> Tensor:
