@@ -5,13 +5,11 @@ The limit is the process's: half of the machine's memory, `DREAMQUANT_MEMORY` in
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache
 
 from dreamquant.errors import DreamQuantError, OptionError
 
@@ -55,23 +53,6 @@ def check_memory(needed: int, what: str, kind: type[DreamQuantError]) -> None:
     """Raise an error of `kind` where `what`, which is about to be made, needs more bytes than the limit."""
     if needed > memory():
         raise kind(f"{what}: {shown(needed)} of memory would be needed, the limit is {shown(memory())} (--memory, in GiB)")
-
-
-def hand_back() -> None:
-    """Return freed memory to the system, where the C library knows how to: it keeps what it cut large blocks into, and the next
-    stage's may not fit into the gaps."""
-    trim = _trim()
-    if trim is not None:
-        trim(0)
-
-
-@cache
-def _trim() -> Callable[[int], int] | None:
-    try:
-        found: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
-    except (AttributeError, OSError, TypeError):
-        return None
-    return found
 
 
 def shown(size: int) -> str:

@@ -7,7 +7,7 @@ And does the runtime, free to merge and reorder, still do that?
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from dreamquant.errors import VerificationError
 from dreamquant.exporters.following import Allowance, Comparison, biases_rounded, distance, furthest
 from dreamquant.exporters.qdq import Stored
 from dreamquant.exporters.readback import read_back
+from dreamquant.mapped import Pieces
 from dreamquant.network.graph import in_pieces, run_once
 from dreamquant.network.live import at_once
 from dreamquant.quantization.grid import Grid
@@ -91,7 +92,7 @@ class Verification:
     in a deep network one such step moves others, up to the top class of an image that lies between two: a runtime that sums
     integers and a student that sums floats part there. `steps` holds each layer against the student's by itself, where nothing
     adds up, as the runtime runs the file; `written` the same as the file is written, without the runtime's optimizations.
-    Steps are of `PROVED` of the samples, spread evenly over them.
+    Steps are of at most `PROVED` of the samples, spread evenly over them.
     `stored` tensors of the file were read back and are the student's.
     """
 
@@ -124,18 +125,22 @@ def verify(
     proto, outputs = onnx.load(str(file)), list(runner.outputs)
     count = read_back(student, proto, integers, stored)
     compared = _Compared(student, proto, outputs, integers)
-    few = images[torch.arange(min(PROVED, len(images))) * len(images) // min(PROVED, len(images))]
+    few = images[:: -(-len(images) // PROVED)]
     allowance = compared.allowance(few)
     written = compared.steps(few, allowance)
     if not written.same:
         raise VerificationError(f"the exported file does not do what was measured: {written}")
     steps = compared.steps(few, allowance, runner)
-    expected = _joined(run_once(student.network.graph, piece) for piece in compared.pieces(images))
-    actual = _joined(_outputs(runner, piece, compared.names) for piece in compared.pieces(images))
-    differences = tuple(_difference(*each) for each in zip(compared.names, expected, actual, strict=True))
+    tallies, kept = [_Sums(name) for name in compared.names], list[Tensor]()
+    for piece in compared.pieces(images):
+        expected, actual = run_once(student.network.graph, piece), _outputs(runner, piece, compared.names)
+        kept.append(_kept(expected[0], actual[0]).flatten())
+        for tally, one, other in zip(tallies, expected, actual, strict=True):
+            tally.add(one, other)
+    differences = tuple(tally.difference() for tally in tallies)
     found = Verification(
         samples=len(images),
-        top1_agreement=_agreement(expected[0], actual[0]),
+        top1_agreement=100.0 * torch.cat(kept).double().mean().item(),
         largest_difference=differences[0].largest,
         mean_difference=differences[0].mean,
         steps=steps,
@@ -161,11 +166,6 @@ def verify(
     return found
 
 
-def _agreement(expected: list[Tensor], actual: list[Tensor]) -> float:
-    kept = torch.cat([_kept(one, other).flatten() for one, other in zip(expected, actual, strict=True)])
-    return 100.0 * kept.double().mean().item()
-
-
 def _kept(expected: Tensor, actual: Tensor) -> Tensor:
     """Images (and places) whose top class by `expected`, scores along axis 1, is a top class by `actual` too, ties shared."""
     expected, actual = expected.double(), actual.double()
@@ -175,16 +175,26 @@ def _kept(expected: Tensor, actual: Tensor) -> Tensor:
     return theirs >= actual.amax(1) - TIE * actual.abs().amax(1)
 
 
-def _joined(pieces: Iterator[list[Tensor]]) -> list[list[Tensor]]:
-    """What each piece of the images gave, by output: which axis is the images' is not asked."""
-    return [list(output) for output in zip(*pieces, strict=True)]
+class _Sums:
+    """Sums up how far file and student are apart at one output, piece by piece of the images; which axis is the images' is not
+    asked."""
 
+    def __init__(self, name: str) -> None:
+        self.name, self.count, self.largest = name, 0, torch.zeros((), dtype=torch.float64)
+        self.sums = torch.zeros(3, dtype=torch.float64)  # of differences, of values and of their squares
 
-def _difference(name: str, expected: list[Tensor], actual: list[Tensor]) -> OutputDifference:
-    one, other = (torch.cat([piece.flatten().double() for piece in pieces]) for pieces in (expected, actual))
-    if not one.numel():
-        return OutputDifference(name, 0.0, 0.0, 0.0)
-    return OutputDifference(name, furthest(one, other), distance(one, other).mean().item(), one.std(correction=0).item())
+    def add(self, expected: Tensor, actual: Tensor) -> None:
+        self.count += expected.numel()
+        if expected.numel():
+            off, values = distance(expected, actual), expected.double()
+            self.largest = torch.maximum(self.largest, off.max())
+            self.sums += torch.stack([off.sum(), values.sum(), values.square().sum()])
+
+    def difference(self) -> OutputDifference:
+        if not self.count:
+            return OutputDifference(self.name, 0.0, 0.0, 0.0)
+        off, mean, square = (self.sums / self.count).tolist()
+        return OutputDifference(self.name, self.largest.item(), off, max(square - mean * mean, 0.0) ** 0.5)
 
 
 def _outputs(runner: OnnxRunner, piece: Tensor, names: list[str]) -> list[Tensor]:
@@ -206,7 +216,7 @@ class _Compared:
         self.inner = [integers[node.name] for node in self.grids]
         self.opened = opened(proto, [*self.names, *self.inner])
 
-    def pieces(self, images: Tensor, size: int = PIECE) -> tuple[Tensor, ...]:
+    def pieces(self, images: Tensor, size: int = PIECE) -> Pieces:
         return in_pieces(images, self.batch, at_once(self.network, size, kept=True))
 
     def allowance(self, images: Tensor) -> Allowance:

@@ -7,11 +7,11 @@ from torch import fx
 from dreamquant.errors import ModelError, OptionError
 from dreamquant.limits import check_memory, memory
 from dreamquant.network.graph import Network, input_node
-from dreamquant.network.notes import bytes_of, is_tensor, shape_of
+from dreamquant.network.notes import bytes_of, is_tensor, notes, shape_of
 
 LOADING = 3  # times what is alive, where a file is tried: the runtime's, ours, and what convolutions make of both on the way
-WORKING = 256 * 2**20  # bytes of values that a stage works on at once ...
-PARTS = 8  # ... or such a part of the limit, where that is less
+WORKING = 128 * 2**20  # bytes of values that a stage works on at once ...
+PARTS = 16  # ... or such a part of the limit, where that is less
 WALKING = 2  # a quantized value beside the float one
 
 
@@ -51,9 +51,12 @@ def at_once(network: Network, most: int, *, kept: bool = False) -> int:
     if network.batch:
         return network.batch
     graph = network.graph
+    recorded = notes(input_node(graph.graph)).shape
+    if recorded is None:  # nobody has run it yet
+        return most
     size = sum(map(value_bytes, graph.graph.nodes)) if kept else live_bytes(graph)
     working = min(WORKING, memory() // PARTS)
-    return max(1, min(most, working * shape_of(input_node(graph.graph))[0] // max(size, 1)))
+    return max(1, min(most, working * recorded[0] // max(size, 1)))
 
 
 def check_trial(graph: fx.GraphModule, images: int, name: str) -> None:

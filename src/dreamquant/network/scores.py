@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dreamquant.mapped import Pieces
 from dreamquant.network.answers import class_logits, divergence, top1_agreement
 from dreamquant.network.graph import Network, by_image, joined, output_nodes, whole_batches
 from dreamquant.network.live import at_once
@@ -28,7 +29,7 @@ MOST = 32  # images run at once
 
 def float_answers(network: Network, images: Tensor) -> list[Tensor]:
     """All outputs of the float network on images (N, C, H, W), each (N, ...)."""
-    return joined(network.answers, torch.split(images, at_once(network, MOST)))
+    return joined(network.answers, Pieces(images, at_once(network, MOST)))
 
 
 def file_answers(network: Network, runner: OnnxRunner, images: Tensor) -> list[Tensor]:
@@ -39,7 +40,7 @@ def file_answers(network: Network, runner: OnnxRunner, images: Tensor) -> list[T
         values = [torch.from_numpy(np.ascontiguousarray(value)) for value in runner.all(filled.numpy())]
         return [value[: len(piece)] for value in by_image(values, network.outputs, len(filled))]
 
-    return joined(run, torch.split(images.contiguous(), runner.batch or at_once(network, MOST)))
+    return joined(run, Pieces(images.contiguous(), runner.batch or at_once(network, MOST)))
 
 
 def class_probabilities(network: Network, answers: list[Tensor]) -> Tensor | None:

@@ -27,10 +27,12 @@ import torch
 from torch import Tensor
 
 from dreamquant.errors import ModelError
+from dreamquant.mapped import Pieces
 from dreamquant.network.answers import distance, margins, shows, spreads
 from dreamquant.network.graph import Network
+from dreamquant.network.live import at_once
 from dreamquant.network.outputs import Output
-from dreamquant.network.scores import float_answers
+from dreamquant.network.scores import MOST, float_answers
 from dreamquant.quantization.activations import Deciders, activation_grids, grid_finder, set_grids
 from dreamquant.quantization.biases import settle_biases
 from dreamquant.quantization.calibrate import calibrate, even_batches
@@ -106,9 +108,15 @@ class _Judge:
 
     def __call__(self, student: Student) -> Tensor:
         """(N,), float64."""
-        actual = float_answers(student.network, self._images)
-        answers = enumerate(zip(self._outputs, self._expected, actual, self._spreads, strict=True))
-        return torch.stack([self._apart(seed, *answer) for seed, answer in answers if answer[0].axis is not None]).sum(0)
+        found, start = [], 0
+        for piece in Pieces(self._images, at_once(student.network, MOST)):
+            actual, expected = student.answers(piece), [value[start : start + len(piece)] for value in self._expected]
+            answers = enumerate(zip(self._outputs, expected, actual, self._spreads, strict=True))
+            found.append(
+                torch.stack([self._apart(seed, *answer) for seed, answer in answers if answer[0].axis is not None]).sum(0)
+            )
+            start += len(piece)
+        return torch.cat(found)
 
     def _apart(self, seed: int, output: Output, expected: Tensor, actual: Tensor, variance: float) -> Tensor:
         if not self.shown and expected.is_floating_point():

@@ -9,7 +9,7 @@ while roundings to both sides cancel.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, fx
 
 from dreamquant.errors import ModelError
-from dreamquant.limits import hand_back
 from dreamquant.network.answers import margins, spread, spreads
 from dreamquant.network.gradients import look_at_gradients
 from dreamquant.network.graph import Network, by_image, in_pieces, output_nodes
@@ -91,7 +90,6 @@ def effects(network: Network, nodes: Collection[fx.Node], images: Tensor) -> dic
 
         if not look_at_gradients(graph, piece, nodes, asked, look, ends=ends, size=WORKING):
             raise ModelError("effect_limit asks how far errors move the answers, and they have no gradient")
-    hand_back()
     result = {node: Effect(_centres(*limits[node]), torch.cat(slopes[node])) for node in limits if node in slopes}
     if not all(bool(effect.slopes.isfinite().all()) for effect in result.values()):
         raise ModelError("effect_limit asks how far errors move the answers, and their gradients are not finite numbers")
@@ -131,7 +129,7 @@ def _before(values: list[Tensor]) -> list[Tensor]:
     return found
 
 
-def _limits(graph: fx.GraphModule, nodes: Collection[fx.Node], pieces: tuple[Tensor, ...]) -> dict[fx.Node, tuple[float, float]]:
+def _limits(graph: fx.GraphModule, nodes: Collection[fx.Node], pieces: Iterable[Tensor]) -> dict[fx.Node, tuple[float, float]]:
     """The smallest and largest value that each node computes."""
     found: dict[fx.Node, tuple[float, float]] = {}
 

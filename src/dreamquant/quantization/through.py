@@ -58,7 +58,8 @@ def narrow(
     bits: int,
     symmetric: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The part of [low, high] whose grid leaves the least squared error behind `function`; values of one group, low and high (1,)."""
+    """The part of [low, high] whose grid leaves the least squared error behind `function`; values are of one group, low and
+    high (1,)."""
     points, weights = summarize(values)
     exact = function(points)
     best, chosen = torch.inf, (low, high)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dreamquant.errors import OptionError
+from dreamquant.mapped import Pieces, room
 from dreamquant.network.graph import Network
 from dreamquant.network.input_evidence import one_over_f
 from dreamquant.synthesis._loop import Callback, arranged, keep_to_pixels
@@ -26,18 +27,23 @@ def procedural(
     """Dead leaves under 1/f texture (N, C, H, W), as `fractal` describes them."""
     channels, height, width = network.input_shape
     mean, std = network.input_statistics
-    images = torch.empty(count, channels, height, width)
+    images, sums = room((count, channels, height, width)), torch.zeros(2, channels, 1, 1, dtype=torch.float64)
     for index in range(count):
         image = _dead_leaves(channels, height, width, leaves, chroma, generator)
         image += texture * one_over_f(height, width, generator) * torch.rand((), generator=generator)
         contrast = 0.75 + 0.5 * torch.rand((), generator=generator)
-        images[index] = image * contrast + 0.25 * torch.randn((), generator=generator)
+        image = image * contrast + 0.25 * torch.randn((), generator=generator)
+        images[index] = image
+        sums += torch.stack([part.sum((1, 2), keepdim=True) for part in (image.double(), image.double().square())])
         if callback is not None:
             callback(index + 1, count, 0.0)
-    centre, spread = images.mean((0, 2, 3), keepdim=True)[0], images.std((0, 2, 3), keepdim=True)[0]
-    images = (images - centre) / spread.clamp(min=1e-6) * std + mean
-    keep_to_pixels(network, images)
-    return arranged(images)
+    pixels = count * height * width
+    centre, square = sums / pixels
+    spread = ((square - centre.square()) * (pixels / max(pixels - 1, 1))).clamp(min=0).sqrt().float()
+    for piece in Pieces(images, 1):
+        piece.sub_(centre.float()).div_(spread.clamp(min=1e-6)).mul_(std).add_(mean)
+        keep_to_pixels(network, piece)
+    return images
 
 
 def first_images(network: Network, count: int, generator: torch.Generator, start: str, published: Callable[[], Tensor]) -> Tensor:

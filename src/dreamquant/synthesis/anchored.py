@@ -9,7 +9,7 @@ from dreamquant.network.graph import Network
 from dreamquant.network.live import at_once
 from dreamquant.network.statistics import piecewise, probe
 from dreamquant.samples import Samples
-from dreamquant.synthesis._loop import Callback, Group, class_count, cosine, optimize, precision, spread_labels
+from dreamquant.synthesis._loop import Callback, Group, arranged, class_count, cosine, optimize, precision, spread_labels
 from dreamquant.synthesis._procedural import procedural
 
 PAPER = "this project: procedural images (see `fractal`) as the prior that BatchNorm statistics are elsewhere"
@@ -41,7 +41,7 @@ def anchored(
     generator = torch.Generator().manual_seed(seed)
     graph = piecewise(probe(network, features=False), at_once(network, count, kept=True))
     _, std = network.input_statistics
-    start = procedural(network, count, generator)
+    start = arranged(procedural(network, count, generator))
     labels = spread_labels(count, class_count(network), generator)
     height, width = start.shape[2:]
     change = torch.zeros(count, len(std), -(-height // coarse), -(-width // coarse)).requires_grad_()
