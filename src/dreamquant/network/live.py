@@ -10,8 +10,8 @@ from dreamquant.network.graph import Network, input_node
 from dreamquant.network.notes import bytes_of, is_tensor, notes, shape_of
 
 LOADING = 3  # times what is alive, where a file is tried: the runtime's, ours, and what convolutions make of both on the way
-WORKING = 128 * 2**20  # bytes of values that a stage works on at once ...
-PARTS = 16  # ... or such a part of the limit, where that is less
+WORKING = 64 * 2**20  # bytes of values that a stage works on at once ...
+PARTS = 32  # ... or such a part of the limit, where that is less
 WALKING = 2  # a quantized value beside the float one
 
 
@@ -67,7 +67,8 @@ def check_trial(graph: fx.GraphModule, images: int, name: str) -> None:
 
 
 def check_run(network: Network, images: int) -> None:
-    """`OptionError` where a run over so many images, all of them at every node, takes more memory than the limit."""
+    """`OptionError` where a run over so many images, all of them at every node before the next, takes more memory than
+    the limit."""
     recorded = shape_of(input_node(network.graph.graph))[0]
     what = f"{network.source.text} on {images} images {network.input_shape}"
     check_memory(WALKING * live_bytes(network.graph) * images // recorded, what, OptionError)

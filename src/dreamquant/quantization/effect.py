@@ -26,7 +26,7 @@ from dreamquant.network.notes import is_tensor
 from dreamquant.network.opaque import is_opaque, stops_gradient
 from dreamquant.network.outputs import SHAPE, VALUES, Output
 from dreamquant.network.scores import float_answers
-from dreamquant.quantization.grid import Grid, grid_of_range
+from dreamquant.quantization.grid import BLOCK, Grid, grid_of_range
 from dreamquant.quantization.histogram import BINS
 
 IMAGES, CHUNK = 64, 8  # looked at in all, and at once
@@ -148,9 +148,11 @@ def _limits(graph: fx.GraphModule, nodes: Collection[fx.Node], pieces: Iterable[
 
 def _histogram(values: Tensor, gradients: Tensor, low: float, high: float) -> Tensor:
     """The gradients of each image's values, summed up in the bins that the values lie in: (images, bins)."""
-    flat = values.flatten(1)
-    bins = ((flat - low) * (BINS / max(high - low, 1e-30))).long().clamp_(0, BINS - 1)
-    sums = torch.zeros(len(flat), BINS, dtype=torch.float64).scatter_add_(1, bins, gradients.flatten(1).double())
+    flat, slopes = values.flatten(1), gradients.flatten(1)
+    sums = torch.zeros(len(flat), BINS, dtype=torch.float64)
+    for part, slope in zip(torch.split(flat, BLOCK, 1), torch.split(slopes, BLOCK, 1), strict=True):
+        bins = (part - low).mul_(BINS / max(high - low, 1e-30)).long().clamp_(0, BINS - 1)
+        sums.scatter_add_(1, bins, slope.double())
     return sums.float()
 
 

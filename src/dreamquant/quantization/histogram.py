@@ -127,8 +127,11 @@ def summarize(values: Tensor | Values) -> tuple[Tensor, Tensor]:
     """
     if isinstance(values, Values):
         if values.reach is not None:
-            held = values.weights[0] > 0
-            return values.points[:, held], values.weights[:, held]
+            points, weights = values.points, values.weights  # two cells to a point, and 0
+            points = torch.cat([points[:, :-1].reshape(1, -1, 2).mean(2), points[:, -1:]], 1)
+            weights = torch.cat([weights[:, :-1].reshape(1, -1, 2).sum(2), weights[:, -1:]], 1)
+            held = weights[0] > 0
+            return points[:, held], weights[:, held]
         values = values.points
     flat = values.flatten(1)
     if flat.shape[1] <= BINS:

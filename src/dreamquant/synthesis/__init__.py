@@ -8,6 +8,8 @@ BatchNorm statistics says so (`NEEDS_BATCHNORM = True`) and is refused, with a s
 from __future__ import annotations
 
 import math
+import shutil
+import tempfile
 from dataclasses import replace
 from typing import Any
 
@@ -83,9 +85,10 @@ def check_fed(network: Network) -> None:
 
 def check_images(network: Network, count: int, *, made_apart: bool = False) -> None:
     """`OptionError` where so many images, and what is kept beside them while they are made, take more memory than the limit; of
-    images that are made one by one, where one does."""
-    needed = IMAGE_COPIES * (1 if made_apart else count) * math.prod(network.input_shape) * FLOAT_BYTES
-    check_memory(needed, f"{count} images {network.input_shape}", OptionError)
+    images that are made one by one, and lie in files where there are many, where one does, or the disk has no room."""
+    one = IMAGE_COPIES * math.prod(network.input_shape) * FLOAT_BYTES
+    filed = made_apart and count * one <= shutil.disk_usage(tempfile.gettempdir()).free
+    check_memory(one if filed else count * one, f"{count} images {network.input_shape}", OptionError)
 
 
 def lacking(method: Method, network: Network) -> str:

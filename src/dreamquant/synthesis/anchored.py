@@ -11,6 +11,7 @@ from dreamquant.network.statistics import piecewise, probe
 from dreamquant.samples import Samples
 from dreamquant.synthesis._loop import Callback, Group, arranged, class_count, cosine, optimize, precision, spread_labels
 from dreamquant.synthesis._procedural import procedural
+from dreamquant.transform.fold_batchnorm import fold_batchnorm
 
 PAPER = "this project: procedural images (see `fractal`) as the prior that BatchNorm statistics are elsewhere"
 NEEDS_BATCHNORM = False
@@ -39,7 +40,8 @@ def anchored(
     if coarse < 1:
         raise OptionError(f"anchored.coarse is {coarse}; at least one pixel is needed")
     generator = torch.Generator().manual_seed(seed)
-    graph = piecewise(probe(network, features=False), at_once(network, count, kept=True))
+    folded = fold_batchnorm(network)
+    graph = piecewise(probe(folded, features=False), at_once(folded, count, kept=True))
     _, std = network.input_statistics
     start = arranged(procedural(network, count, generator))
     labels = spread_labels(count, class_count(network), generator)
