@@ -123,7 +123,7 @@ class OnnxRunner:
         if count < size:
             images = np.concatenate([images, np.repeat(images[:1], size - count, axis=0)])
         with refusals(f"{self.name} does not run"):
-            given = self.session.run(list(names), {self.input_name: self.fed(images)}, _run_options())
+            given = self.session.run(list(names), {self.input_name: self.fed(images)}, run_options())
         outputs = [np.atleast_1d(one.astype(np.float32) if one.dtype == np.float16 else one) for one in given]
         if count == size:
             return outputs
@@ -235,7 +235,7 @@ def session_options() -> onnxruntime.SessionOptions:
 
 
 @cache
-def _run_options() -> onnxruntime.RunOptions:
+def run_options() -> onnxruntime.RunOptions:
     """Options of a run after which the arena hands back what it does not hold: a large batch leaves nothing behind."""
     options = onnxruntime.RunOptions()
     options.log_severity_level = _FATAL_ONLY

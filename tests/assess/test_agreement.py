@@ -114,7 +114,7 @@ def test_a_network_of_one_batch_size_is_measured_on_any_number_of_images() -> No
 def test_float_answers_do_not_depend_on_the_pieces(
     residual: Network, calibration: Samples, images: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live, "WORKING", images * live.live_bytes(residual.graph) // 2)  # shapes are of two images
+    monkeypatch.setattr(live, "WORKING", images * live.live_bytes(residual.graph.graph) // 2)  # shapes are of two images
     answers = float_answers(residual, calibration.images)[0]
 
     assert live.at_once(residual, 1000) == images

@@ -7,7 +7,8 @@ And does the runtime, free to merge and reorder, still do that?
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,13 @@ from onnx import TensorProto
 from torch import Tensor, fx
 
 from dreamquant.errors import VerificationError
-from dreamquant.exporters.following import Allowance, Comparison, biases_rounded, distance, furthest
+from dreamquant.exporters.following import Allowance, Comparison, Integers, biases_rounded, distance, furthest
 from dreamquant.exporters.qdq import Stored
 from dreamquant.exporters.readback import read_back
-from dreamquant.mapped import Pieces
+from dreamquant.mapped import Pieces, put_away
 from dreamquant.network.graph import in_pieces, run_once
 from dreamquant.network.live import at_once
+from dreamquant.network.notes import shape_of
 from dreamquant.quantization.grid import Grid
 from dreamquant.quantization.student import Student
 from dreamquant.runtime import OnnxRunner, onnx_runner, opened
@@ -36,6 +38,7 @@ TIE = 1e-6  # of the largest score: classes no further apart share a rank, as th
 INDICES = 1e-3  # of an output of whole numbers, as of classes: those that a tie may send elsewhere
 PIECE = 16  # images whose inner values are held at a time, at most
 PROVED = 16  # images that every step is proved on; outputs are on all
+ASKED = 64 * 2**20  # bytes of inner values that are asked of the file at a time
 MEASURED = 4  # images that rounding is measured on
 
 
@@ -222,7 +225,9 @@ class _Compared:
     def allowance(self, images: Tensor) -> Allowance:
         piece = self.pieces(images, MEASURED)[0]
         _, integers = self._run(onnx_runner(self.opened, optimize=False), piece)
-        return Allowance(self.graph, self.grids, piece, integers)
+        allowance = Allowance(self.graph, self.grids, piece, integers)
+        put_away()
+        return allowance
 
     def steps(self, images: Tensor, allowance: Allowance, file: OnnxRunner | None = None) -> Steps:
         """Each step as it is written or, where the file's own runner is given, as that runs it."""
@@ -250,10 +255,47 @@ class _Compared:
         further = {name: count for name, count in apart.items() if count}
         return Steps(following.values, following.borders, following.apart, agreement, largest, further)
 
-    def _run(self, runner: OnnxRunner, piece: Tensor) -> tuple[list[Tensor], dict[fx.Node, NDArray[Any]]]:
-        found = runner.run(piece.contiguous().numpy(), [*self.names, *self.inner])
-        outputs = [torch.from_numpy(value) for value in found[: len(self.names)]]
-        return outputs, dict(zip(self.grids, found[len(self.names) :], strict=True))
+    def _run(self, runner: OnnxRunner, piece: Tensor) -> tuple[list[Tensor], Integers]:
+        integers = _Integers(runner, piece, self.names, dict(zip(self.grids, self.inner, strict=True)))
+        return [torch.from_numpy(value) for value in integers.outputs], integers
+
+
+class _Integers(Mapping[fx.Node, NDArray[Any]]):
+    """The integers of a file's quantizers on images, which are asked for in the order of the graph: `ASKED` bytes of them are
+    held, and the file runs once more for the next."""
+
+    def __init__(self, runner: OnnxRunner, images: Tensor, outputs: Sequence[str], names: Mapping[fx.Node, str]) -> None:
+        self._runner, self._images, self._names = runner, images.contiguous().numpy(), names
+        self._groups: list[list[fx.Node]] = [[]]
+        taken = 0
+        for node in names:
+            size = len(images) * math.prod(shape_of(node)[1:])
+            if taken + size > ASKED and self._groups[-1]:
+                self._groups.append([])
+                taken = 0
+            self._groups[-1].append(node)
+            taken += size
+        self._places = {node: place for place, group in enumerate(self._groups) for node in group}
+        self.outputs = self._ask(0, outputs)
+
+    def _ask(self, place: int, outputs: Sequence[str] = ()) -> list[NDArray[Any]]:
+        """Hold a group in place of the one before; returns the outputs that were asked for beside it."""
+        group = self._groups[place]
+        self._held: dict[fx.Node, NDArray[Any]] = {}
+        found = self._runner.run(self._images, [*outputs, *(self._names[node] for node in group)])
+        self._held = dict(zip(group, found[len(outputs) :], strict=True))
+        return found[: len(outputs)]
+
+    def __getitem__(self, node: fx.Node) -> NDArray[Any]:
+        if node not in self._held:
+            self._ask(self._places[node])
+        return self._held[node]
+
+    def __iter__(self) -> Iterator[fx.Node]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def _apart(expected: Tensor, actual: Tensor, allowed: Tensor) -> int:

@@ -7,6 +7,7 @@ Training Deep Nets with Sublinear Memory Cost, 2016). No gradient is kept once i
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor, fx
 from dreamquant.network.front import constants
 from dreamquant.network.graph import input_node
 from dreamquant.network.interpreter import Values, interpret
-from dreamquant.network.live import value_bytes
+from dreamquant.network.live import live_bytes, value_bytes
 from dreamquant.network.notes import shape_of
 
 Stretch = tuple[fx.Node, ...]
@@ -28,11 +29,14 @@ Look = Callable[[fx.Node, Tensor, Tensor], None]  # (a node, its value, the grad
 def stretches(graph: fx.Graph, images: int, size: int) -> list[Stretch]:
     """The nodes of a graph, in order, in stretches whose values on so many images take about `size` bytes.
 
-    None ends between a node that gives several tensors and those that take one of them.
+    They take more where so many values would then pass between stretches that memory held more in all. None ends between a node
+    that gives several tensors and those that take one of them.
     """
     found: list[list[fx.Node]] = [[]]
     taken, awaited = 0, set[fx.Node]()
     recorded = shape_of(input_node(graph))[0]
+    whole, passing = (images * each // recorded for each in (sum(map(value_bytes, graph.nodes)), live_bytes(graph)))
+    size = max(size, math.isqrt(whole * passing)) if whole > size else whole
     for node in graph.nodes:
         if taken > size and not awaited and node.op != "output":
             found.append([])

@@ -21,7 +21,7 @@ from dreamquant.network.answers import margins, spread, spreads
 from dreamquant.network.gradients import look_at_gradients
 from dreamquant.network.graph import Network, by_image, in_pieces, output_nodes
 from dreamquant.network.interpreter import interpret
-from dreamquant.network.live import WORKING, at_once
+from dreamquant.network.live import at_once, working_bytes
 from dreamquant.network.notes import is_tensor
 from dreamquant.network.opaque import is_opaque, stops_gradient
 from dreamquant.network.outputs import SHAPE, VALUES, Output
@@ -88,7 +88,7 @@ def effects(network: Network, nodes: Collection[fx.Node], images: Tensor) -> dic
         def asked(result: Any, before: Mapping[fx.Node, Tensor], count: int = len(piece)) -> list[Tensor]:
             return _followed(network, result, variances, count) + _before(list(before.values()))
 
-        if not look_at_gradients(graph, piece, nodes, asked, look, ends=ends, size=WORKING):
+        if not look_at_gradients(graph, piece, nodes, asked, look, ends=ends, size=working_bytes()):
             raise ModelError("effect_limit asks how far errors move the answers, and they have no gradient")
     result = {node: Effect(_centres(*limits[node]), torch.cat(slopes[node])) for node in limits if node in slopes}
     if not all(bool(effect.slopes.isfinite().all()) for effect in result.values()):
