@@ -46,7 +46,8 @@ def room(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 class Pieces(Sequence[Tensor]):
-    """Images (N, C, H, W), `size` at once. What was freed, and images that lie in files, leave memory as the pieces go by."""
+    """Images (N, C, H, W), `size` at once. Those that lie in files leave memory as the pieces go by, and what was
+    freed after the last."""
 
     def __init__(self, images: Tensor, size: int) -> None:
         self._pieces = torch.split(images, size)
@@ -60,8 +61,9 @@ class Pieces(Sequence[Tensor]):
     def __iter__(self) -> Iterator[Tensor]:
         for piece in self._pieces:
             yield piece
-            if len(self) > 1:
-                put_away()
+            _unmap()
+        if len(self) > 1:
+            put_away()
 
 
 def in_parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -73,13 +75,17 @@ def in_parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 def put_away() -> None:
     """Let what is mapped from files go out of memory until it is looked at again, and return to the system what was freed: the C
     library keeps it, and the next stage's blocks may not fit into the gaps."""
+    _unmap()
+    trim = _trim()
+    if trim is not None:
+        trim(0)
+
+
+def _unmap() -> None:
     for one in _maps:
         buffer = one()
         if buffer is not None:
             buffer.madvise(mmap.MADV_DONTNEED)
-    trim = _trim()
-    if trim is not None:
-        trim(0)
 
 
 @cache

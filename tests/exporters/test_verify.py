@@ -13,6 +13,7 @@ import torch
 from onnx import numpy_helper
 
 from dreamquant.errors import ModelError, VerificationError
+from dreamquant.exporters import verify as verifying
 from dreamquant.exporters.following import furthest
 from dreamquant.exporters.qdq import Stored, to_onnx
 from dreamquant.exporters.verify import PROVED, _kept, verify
@@ -22,6 +23,7 @@ from dreamquant.network.notes import shape_of
 from dreamquant.quantization.plan import load_plan
 from dreamquant.quantization.quantize import quantize
 from dreamquant.quantization.student import Student
+from dreamquant.runtime import OnnxRunner
 from dreamquant.samples import Samples
 from dreamquant.synthesis import synthesize
 
@@ -54,6 +56,23 @@ def written(
     path = folder / "model.onnx"
     onnx.save(proto, path)
     return path, integers, stored
+
+
+def test_inner_values_that_are_asked_for_one_by_one_are_the_same(
+    residual: Network, calibration: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = quantize(residual, calibration)
+    path, integers, stored = written(student, tmp_path)
+    together = verify(student, path, calibration.images, integers, stored)
+    runs: list[int] = []
+    monkeypatch.setattr(verifying, "ASKED", 1)
+    run = OnnxRunner.run
+    monkeypatch.setattr(OnnxRunner, "run", lambda runner, images, names: runs.append(len(names)) or run(runner, images, names))
+    apart = verify(student, path, calibration.images, integers, stored)
+
+    assert len(runs) > 2 * len(integers)
+    assert max(runs) <= 1 + len(together.outputs)
+    assert apart == together
 
 
 @pytest.mark.parametrize("bits", ["W4A4", "W8A8"])

@@ -138,10 +138,11 @@ def walk_by_layers(
             return quantized, quantized
         return quantized, call(node, {source: value[1] for source, value in inputs.items()})
 
+    pieces = list(in_pieces(images, network.batch, at_once(network, CHUNK)))
     start, shift = 0, None
     with _Shelf() as shelf, torch.no_grad():
         for stop in stops:
-            for number, piece in enumerate(in_pieces(images, network.batch, at_once(network, CHUNK))):
+            for number, piece in enumerate(pieces):
                 values: Values = shelf.take(number) if start else {}
                 if shift is not None:
                     quantized, exact = values[nodes[start - 1]]
