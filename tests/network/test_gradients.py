@@ -58,7 +58,7 @@ def test_every_stretch_is_a_part_of_the_graph_and_none_parts_a_split(branching: 
     parts = stretches(graph, 4, 1)
 
     assert [node for part in parts for node in part] == list(graph.nodes)
-    assert len(parts) > 5
+    assert len(parts) > 1
     assert len(stretches(graph, 4, 10**9)) == 1
     whole = next(part for part in parts if any("split" in node.name for node in part))
     assert sum("getitem" in node.name for node in whole) == 2
