@@ -10,6 +10,7 @@ import torch
 
 from dreamquant.methods import find_method
 from dreamquant.network.graph import Network
+from dreamquant.network.live import at_once
 from dreamquant.quantization.plan import CHOSEN
 from dreamquant.quantization.sites import weighted_nodes
 from dreamquant.recipe import Recipe
@@ -25,6 +26,7 @@ TRAINING = 6.0  # a step of the student, its teacher and the generator
 ANSWERING = 3.0  # the float network, the student and the file
 PROBED_SECONDS = 0.2
 PROBED_IMAGES = 4
+TIMED = 8  # images that the float network is timed on together
 
 Stage = tuple[str, int, dict[str, Any]]  # of synthesis: method, number of images, options
 
@@ -67,7 +69,7 @@ def _dreaming_seconds(network: Network, forward: float, method: str, count: int,
 
 def seconds_of_an_image(network: Network) -> float:
     """Processor seconds of one image in the float network."""
-    images = torch.zeros((network.batch or 8, *network.input_shape))
+    images = torch.zeros((at_once(network, TIMED), *network.input_shape))
     network(images)
     began, runs = time.process_time(), 0
     while runs == 0 or time.process_time() - began < PROBED_SECONDS:

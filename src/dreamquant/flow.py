@@ -29,6 +29,7 @@ from dreamquant.estimate import expected_seconds
 from dreamquant.exporters.export import Artifact, check_format, export
 from dreamquant.exporters.qdq import check_writable
 from dreamquant.files import atomic_write, check_output, in_use
+from dreamquant.mapped import put_away
 from dreamquant.methods import SEEDS, check_seed
 from dreamquant.network.fingerprint import fingerprint
 from dreamquant.network.graph import Network
@@ -216,7 +217,10 @@ def run(
     _check_run_folder(run_dir)
     artifact = export(student, path, samples, metadata=_metadata(chosen, seed, samples, choice))
     clock.lap("export")
-    probes = [dreamer(what, method, count, (seed + 2) % SEEDS, options) for what, (method, count, options) in asked.items()]
+    probes = [
+        dreamer(what, method, count, (seed + 2) % SEEDS, options, confidence=False)
+        for what, (method, count, options) in asked.items()
+    ]
     clock.lap("probe_synthesis")
     learned = chosen.training is not None or chosen.reconstruction.method != "nearest"
     why = {} if given is None or not estimate else {"unasked": WITH_IMAGES}
@@ -304,7 +308,9 @@ class _Dreamer:
         samples = self("calibration", stage.method, stage.count, seed, stage.options)
         return widened(self._network, samples) if stage.widen else samples
 
-    def __call__(self, what: str, method: str, count: int, seed: int, options: dict[str, Any]) -> Samples:
+    def __call__(
+        self, what: str, method: str, count: int, seed: int, options: dict[str, Any], *, confidence: bool = True
+    ) -> Samples:
         made_by = {
             "method": method,
             "count": count,
@@ -318,7 +324,7 @@ class _Dreamer:
             if kept is not None:
                 return kept
         callback = telling(self._progress, f"dreaming {what} images")
-        samples = synthesize(self._network, count, method=method, seed=seed, callback=callback, **options)
+        samples = synthesize(self._network, count, method=method, seed=seed, callback=callback, confidence=confidence, **options)
         if place is not None:
             save_samples(samples, place, made_by)
         return samples
@@ -344,5 +350,6 @@ class _Clock:
         self._last = time.perf_counter()
 
     def lap(self, stage: str) -> None:
+        put_away()
         now = time.perf_counter()
         self.seconds[stage], self._last = now - self._last, now

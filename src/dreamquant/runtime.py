@@ -24,6 +24,7 @@ MICROSOFT = "com.microsoft"  # the domain of what the runtime knows beyond the s
 LAYOUT_KEY = "dreamquant.layout"  # a property of a model file
 FEW = (1, 3, 4)  # channels that images have
 _FATAL_ONLY = 4  # what is wrong with a file is raised, and told by us
+_SHRINKING = "memory.enable_memory_arena_shrinkage"
 _SHARED_ARENA, _FOLDED_LIMIT = "session.use_env_allocators", "optimization.constant_folding_max_output_size_in_bytes"
 _RUNTIME_ERRORS: tuple[type[Exception], ...] = (
     RuntimeError,
@@ -122,7 +123,7 @@ class OnnxRunner:
         if count < size:
             images = np.concatenate([images, np.repeat(images[:1], size - count, axis=0)])
         with refusals(f"{self.name} does not run"):
-            given = self.session.run(list(names), {self.input_name: self.fed(images)})
+            given = self.session.run(list(names), {self.input_name: self.fed(images)}, run_options())
         outputs = [np.atleast_1d(one.astype(np.float32) if one.dtype == np.float16 else one) for one in given]
         if count == size:
             return outputs
@@ -230,6 +231,15 @@ def session_options() -> onnxruntime.SessionOptions:
     options.log_severity_level = _FATAL_ONLY
     options.add_session_config_entry(_SHARED_ARENA, "1")
     options.add_session_config_entry(_FOLDED_LIMIT, str(memory() // 16))
+    return options
+
+
+@cache
+def run_options() -> onnxruntime.RunOptions:
+    """Options of a run after which the arena hands back what it does not hold: a large batch leaves nothing behind."""
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = _FATAL_ONLY
+    options.add_run_config_entry(_SHRINKING, "cpu:0")
     return options
 
 

@@ -23,7 +23,7 @@ from dreamquant.files import atomic_folder, atomic_path, check_output, check_out
 from dreamquant.kept import keep, kept
 from dreamquant.limits import check_archive
 from dreamquant.network.graph import Network
-from dreamquant.samples import Samples
+from dreamquant.samples import Samples, are_finite
 
 FORMATS = (".safetensors", ".npz", ".png")
 READABLE = (".safetensors", ".npz")
@@ -106,7 +106,7 @@ def _check_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     kind = str(images.dtype).removeprefix("torch.")
     if images.dim() != 4 or images.dtype != torch.float32 or images.numel() == 0:
         raise DataError(f"the images in {path} are {kind} {tuple(images.shape)}, not float32 (N, C, H, W) with at least one")
-    if not torch.isfinite(images).all():
+    if not are_finite(images):
         raise DataError(f"the images in {path} have values that are NaN or infinite")
     for name in ("labels", "confidence"):
         if name in tensors and tensors[name].shape != images.shape[:1]:

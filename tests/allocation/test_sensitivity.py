@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from dreamquant.allocation import _sensitivity, sensitivities
 from dreamquant.allocation._sensitivity import damages, layer_grids, lone_student, sharing
 from dreamquant.errors import DataError, ModelError
-from dreamquant.network import interpreter
+from dreamquant.network import interpreter, live
 from dreamquant.network.capture import capture
 from dreamquant.network.graph import Network, tensor_of
 from dreamquant.network.interpreter import compute, interpret
@@ -113,7 +113,7 @@ def test_the_size_of_a_chunk_changes_nothing(residual: Network, calibration: Sam
         _sensitivity, "interpret", lambda graph, images, **more: seen.append(len(images)) or interpret(graph, images, **more)
     )
     for memory, longest in ((1, 1), (40_000, 7)):
-        monkeypatch.setattr(_sensitivity, "MEMORY", memory)
+        monkeypatch.setattr(live, "WORKING", memory)
         seen.clear()
         pieces = sensitivities(residual, calibration, "deploy", "W4A4")
         assert 0 < max(seen) <= longest

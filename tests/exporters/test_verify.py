@@ -13,15 +13,17 @@ import torch
 from onnx import numpy_helper
 
 from dreamquant.errors import ModelError, VerificationError
+from dreamquant.exporters import verify as verifying
 from dreamquant.exporters.following import furthest
 from dreamquant.exporters.qdq import Stored, to_onnx
-from dreamquant.exporters.verify import _kept, verify
+from dreamquant.exporters.verify import PROVED, _kept, verify
 from dreamquant.network.graph import Network, output_nodes
 from dreamquant.network.load import load
 from dreamquant.network.notes import shape_of
 from dreamquant.quantization.plan import load_plan
 from dreamquant.quantization.quantize import quantize
 from dreamquant.quantization.student import Student
+from dreamquant.runtime import OnnxRunner
 from dreamquant.samples import Samples
 from dreamquant.synthesis import synthesize
 
@@ -56,6 +58,23 @@ def written(
     return path, integers, stored
 
 
+def test_inner_values_that_are_asked_for_one_by_one_are_the_same(
+    residual: Network, calibration: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = quantize(residual, calibration)
+    path, integers, stored = written(student, tmp_path)
+    together = verify(student, path, calibration.images, integers, stored)
+    runs: list[int] = []
+    monkeypatch.setattr(verifying, "ASKED", 1)
+    run = OnnxRunner.run
+    monkeypatch.setattr(OnnxRunner, "run", lambda runner, images, names: runs.append(len(names)) or run(runner, images, names))
+    apart = verify(student, path, calibration.images, integers, stored)
+
+    assert len(runs) > 2 * len(integers)
+    assert max(runs) <= 1 + len(together.outputs)
+    assert apart == together
+
+
 @pytest.mark.parametrize("bits", ["W4A4", "W8A8"])
 def test_a_true_file_passes_and_says_how_near_it_is(bits: str, residual: Network, calibration: Samples, tmp_path: Path) -> None:
     student = quantize(residual, calibration, bits=bits)
@@ -67,7 +86,9 @@ def test_a_true_file_passes_and_says_how_near_it_is(bits: str, residual: Network
     assert found.mean_difference <= found.largest_difference < 1e-5
     inside = [tensor for tensor in student.tensors() if tensor.kind == "activation"]
     assert set(integers) == {tensor.quantizer.name for tensor in inside}
-    assert found.steps.values == len(calibration) * sum(torch.Size(shape_of(tensor.node)[1:]).numel() for tensor in inside)
+    shown = len(calibration.images[:: -(-len(calibration) // PROVED)])
+    assert len(calibration) > PROVED
+    assert found.steps.values == shown * sum(torch.Size(shape_of(tensor.node)[1:]).numel() for tensor in inside)
     assert found.steps.apart == {}
     assert found.steps.borders < 1e-4 * found.steps.values
     assert found.steps.top1_agreement == 100.0

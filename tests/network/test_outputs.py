@@ -139,7 +139,7 @@ def test_every_output_has_a_kind_and_the_first_of_classes_is_the_main_one() -> N
     assert [output.name for output in network.outputs] == ["output_0", "output_1", "output_2"]
     assert [output.kind for output in network.outputs] == ["values", "dense classes", "classes"]
     assert class_output(network.outputs) == main_output(network.outputs) == 2
-    assert [tuple(value.shape) for value in float_answers(network, torch.zeros(5, *SHAPE), chunk=2)] == [
+    assert [tuple(value.shape) for value in float_answers(network, torch.zeros(5, *SHAPE))] == [
         (5, 2),
         (5, 10, 8, 12),
         (5, 10),

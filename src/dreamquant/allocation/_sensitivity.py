@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, fx
 
 from dreamquant.errors import ModelError
+from dreamquant.mapped import Pieces
 from dreamquant.network.answers import distances, spreads
-from dreamquant.network.graph import Network, by_image, input_node, whole_batches
+from dreamquant.network.graph import Network, by_image, whole_batches
 from dreamquant.network.interpreter import Values, interpret
-from dreamquant.network.notes import bytes_of, shape_of
-from dreamquant.network.operators import data_inputs, data_nodes
+from dreamquant.network.live import at_once
+from dreamquant.network.operators import data_inputs
 from dreamquant.network.scores import float_answers
 from dreamquant.quantization.codebook import Codebook
 from dreamquant.quantization.grid import Grid
@@ -33,7 +34,6 @@ from dreamquant.samples import Samples
 
 Callback = Callable[[int, int], None]  # (steps done, steps in all)
 Change = Mapping[str, Grid | Codebook]  # by the quantizer's name: the grids that are put in, all others being left out
-MEMORY = 1 << 30  # bytes that the activations of one chunk of images may take
 
 
 @dataclass(frozen=True)
@@ -118,13 +118,13 @@ def damages(
     """The divergence that each change does alone, in nats, in the order of `changes`.
 
     The network is that which `plan` and `bits` quantize, with no grid but those of one change at a time. The float values of
-    all nodes are kept, for as many images at once as `MEMORY` allows, and only what follows the change is computed again.
+    all nodes are kept, for as many images at once as `at_once` says, and only what follows the change is computed again.
     Raises `ModelError` where divergences are not finite.
     """
     student, _, _ = prepare(network, plan, parse_bits(bits))
     graph, batch = student.network.graph, network.batch
     later = [_later(graph.graph, change) for change in changes]
-    pieces = torch.split(samples.images, batch or _chunk(graph.graph))
+    pieces = Pieces(samples.images, at_once(student.network, CHUNK, kept=True))
     sums = [0.0] * len(changes)
     outputs, variances = network.outputs, spreads(network.outputs, float_answers(network, samples.images))
 
@@ -155,13 +155,6 @@ def _later(graph: fx.Graph, change: Change) -> set[fx.Node]:
         if node.op == "output" or any(argument in found for argument in node.all_input_nodes):
             found.add(node)
     return found
-
-
-def _chunk(graph: fx.Graph) -> int:
-    """How many images at once; a quantizer without a grid hands its input on and stores nothing."""
-    nodes = [node for node in data_nodes(graph) if node.op != "call_module"]
-    each = max(1, sum(map(bytes_of, nodes)) // shape_of(input_node(graph))[0])
-    return max(1, min(CHUNK, MEMORY // each))
 
 
 def quantized_layers(network: Network, plan: Plan) -> list[str]:

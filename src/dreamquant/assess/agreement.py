@@ -11,10 +11,12 @@ from torch import Tensor, fx
 
 from dreamquant.network.answers import UNITS, class_logits, distance, is_exclusive, possible, relative_error, spreads, unit
 from dreamquant.network.answers import agreement as agree
+from dreamquant.network.graph import in_pieces
+from dreamquant.network.live import at_once
 from dreamquant.network.operators import PRODUCTS, WEIGHTED, is_call
 from dreamquant.network.outputs import CLASSES, FEATURES, REGIONS, VALUES, Output, main_output
 from dreamquant.quantization.student import Student
-from dreamquant.quantization.walk import Chunks, walk
+from dreamquant.quantization.walk import CHUNK, Chunks, walk
 
 HALF = 0.5  # of an answer
 
@@ -142,15 +144,16 @@ def _of_output(output: Output, expected: Tensor, actual: Tensor, variance: float
 
 def layer_errors(student: Student, images: Tensor) -> list[LayerError]:
     """SQNR of every layer's output on images (N, C, H, W), in the order of the graph."""
-    found: list[LayerError] = []
+    found: dict[str, Tensor] = {}
 
     def after(node: fx.Node, quantized: Chunks, exact: Chunks) -> None:
-        if not is_call(node, WEIGHTED | PRODUCTS):
-            return
-        signal = sum(value.double().square().sum() for value in exact)
-        noise = sum((q - e).double().square().sum() for q, e in zip(quantized, exact, strict=True))
-        ratio = torch.as_tensor(signal) / torch.as_tensor(noise).clamp(min=1e-30)
-        found.append(LayerError(node.name, 10.0 * torch.log10(ratio).item()))
+        if is_call(node, WEIGHTED | PRODUCTS):
+            for q, e in zip(quantized, exact, strict=True):
+                sums = torch.stack([e.double().square().sum(), (q - e).double().square().sum()])
+                found[node.name] = found[node.name] + sums if node.name in found else sums
 
-    walk(student.network, images, after=after)
-    return found
+    network = student.network
+    for piece in in_pieces(images, network.batch, at_once(network, CHUNK)):
+        walk(network, piece, after=after)
+    ratios = {name: (signal / noise.clamp(min=1e-30)) for name, (signal, noise) in found.items()}
+    return [LayerError(name, 10.0 * torch.log10(ratio).item()) for name, ratio in ratios.items()]

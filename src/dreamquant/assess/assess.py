@@ -19,7 +19,7 @@ from dreamquant.quantization.student import Student
 from dreamquant.runtime import onnx_runner
 from dreamquant.samples import Samples
 
-LAYER_SAMPLES = 32
+LAYER_SAMPLES = 16
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,9 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from dreamquant.errors import DataError, ModelError
+from dreamquant.mapped import Pieces
 from dreamquant.network.graph import Network, joined
+from dreamquant.network.live import at_once
 from dreamquant.network.scores import scores_classes
 from dreamquant.network.statistics import EPSILON, BatchNormStatistics, batch_norms, probe, watch
 from dreamquant.quantization.plan import Plan, load_plan, parse_bits
@@ -152,7 +154,7 @@ def _observe(network: Network, images: Tensor) -> list[Tensor]:
         shown = show(piece)
         return [shown.scores, shown.embedding, *(_moments(feature) for feature in shown.features)]
 
-    return joined(run, torch.split(images, network.batch or CHUNK))
+    return joined(run, Pieces(images, at_once(network, CHUNK, kept=True)))
 
 
 def _moments(features: Tensor) -> Tensor:
@@ -212,7 +214,7 @@ def _widths(network: Network, images: Tensor, nodes: list[fx.Node]) -> list[floa
     run = watch(network, nodes)
     lows, highs = [], []
     with torch.no_grad():
-        for piece in torch.split(images, network.batch or CHUNK):
+        for piece in Pieces(images, at_once(network, CHUNK, kept=True)):
             values = run(piece)[1]
             lows.append(torch.stack([value.amin() for value in values]))
             highs.append(torch.stack([value.amax() for value in values]))

@@ -7,7 +7,7 @@ approximation are moved by what such have a right to.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from dreamquant.network.graph import aten, outputs_of, tensor_of
-from dreamquant.network.interpreter import After, Values, compute, interpret
+from dreamquant.network.interpreter import Values, compute, interpret
 from dreamquant.network.operators import CLIPPING, SOFTMAX, WEIGHTED, data_inputs, is_call
 from dreamquant.quantization.grid import Grid
 from dreamquant.quantization.sites import is_passthrough
@@ -30,66 +30,53 @@ BOUNDED: set[Any] = SOFTMAX | {aten.sigmoid.default, aten.tanh.default, aten.erf
 GATES: set[Any] = {aten.silu.default, aten.gelu.default, aten.mish.default}  # x times a function of the range 1
 
 
-def _follow(
-    graph: fx.GraphModule,
-    grids: Mapping[fx.Node, Grid],
-    integers: Integers,
-    images: Tensor,
-    look: Callable[[fx.Node, Tensor, Tensor], None],
-    after: After | None = None,
-) -> list[Tensor]:
-    """The outputs of a student's graph whose activation quantizers, those of `grids`, return `integers`.
+class Allowance:
+    """How far rounding may part a step of the student's and the same step of a file: in levels, by quantizer, and by output.
 
-    `look(node, levels, integers)` is told what the student has there itself, in levels. The values of stored tensors do not go
-    through `after` before they are quantized: they have the same levels in any precision.
+    Single precision, with the approximations moved, and double go through the graph side by side, so that no value is kept.
     """
 
-    def step(node: fx.Node, values: Values) -> Any:
-        if node in grids:
-            x: Tensor = values[node.all_input_nodes[0]]
-            grid, theirs = grids[node], torch.from_numpy(integers[node]).to(x.dtype)
-            scale, zero_point = grid.shaped(x.dim())
-            look(node, (x / scale + zero_point).clamp(grid.qmin, grid.qmax), theirs)
-            return (theirs - zero_point) * scale
-        if node.op == "call_module":
-            return quantizer_of(graph, node)(tensor_of(graph, node.all_input_nodes[0]))
-        return compute(graph, node, values)
-
-    return outputs_of(interpret(graph, images, step=step, after=after))
-
-
-def _levels(
-    graph: fx.GraphModule, grids: Mapping[fx.Node, Grid], integers: Integers, images: Tensor, *, double: bool
-) -> tuple[dict[fx.Node, Tensor], list[Tensor]]:
-    """What every quantizer is given, and the outputs: in double precision, or in single, with the approximations moved."""
-    found: dict[fx.Node, Tensor] = {}
-
-    def look(node: fx.Node, levels: Tensor, theirs: Tensor) -> None:  # noqa: ARG001
-        found[node] = levels
-
-    def after(node: fx.Node, value: Any) -> Any:
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            return value
-        if double:
-            return value.double()
-        if is_call(node, BOUNDED):
-            return value + APPROXIMATION
-        return value + APPROXIMATION * value.abs() if is_call(node, GATES) else value
-
-    with torch.no_grad():
-        return found, _follow(graph, grids, integers, images, look, after)
-
-
-class Allowance:
-    """How far rounding may part a step of the student's and the same step of a file: in levels, by quantizer, and by output."""
-
     def __init__(self, graph: fx.GraphModule, grids: Mapping[fx.Node, Grid], images: Tensor, integers: Integers) -> None:
-        single, outputs = _levels(graph, grids, integers, images, double=False)
-        double, exact = _levels(graph, grids, integers, images, double=True)
-        self.levels = {node: _allowed(single[node], double[node], float(grid.qmax - grid.qmin)) for node, grid in grids.items()}
+        self.levels: dict[fx.Node, float] = {}
+
+        def step(node: fx.Node, values: Values) -> Any:
+            if node in grids:
+                grid, both = grids[node], values[node.all_input_nodes[0]]
+                single, double = (_in_levels(grid, x) for x in both)
+                self.levels[node] = _allowed(single, double, float(grid.qmax - grid.qmin))
+                return tuple(_returned(grid, integers[node], x) for x in both)
+            if node.op == "call_module":
+                return (quantizer_of(graph, node)(tensor_of(graph, node.all_input_nodes[0])),) * 2
+            given = values.keys() & node.all_input_nodes
+            return tuple(compute(graph, node, {source: values[source][side] for source in given}) for side in (0, 1))
+
+        with torch.no_grad():
+            outputs = interpret(graph, (images, images), step=step, after=_in_both_precisions)
         self.outputs = [
-            _allowed(one, other, other.double().abs().max().item()) for one, other in zip(outputs, exact, strict=True)
+            _allowed(one, other, other.double().abs().max().item()) for one, other in zip(*map(outputs_of, outputs), strict=True)
         ]
+
+
+def _in_both_precisions(node: fx.Node, value: tuple[Any, Any]) -> tuple[Any, Any]:
+    single, double = value
+    if not isinstance(single, Tensor) or not single.is_floating_point():
+        return value
+    if is_call(node, BOUNDED):
+        single = single + APPROXIMATION
+    elif is_call(node, GATES):
+        single = single + APPROXIMATION * single.abs()
+    return single, double.double()
+
+
+def _in_levels(grid: Grid, x: Tensor) -> Tensor:
+    scale, zero_point = grid.shaped(x.dim())
+    return (x / scale + zero_point).clamp_(grid.qmin, grid.qmax)
+
+
+def _returned(grid: Grid, integers: NDArray[Any], x: Tensor) -> Tensor:
+    """What a quantizer whose integers these are gives in place of x."""
+    scale, zero_point = grid.shaped(x.dim())
+    return (torch.from_numpy(integers).to(x.dtype) - zero_point) * scale
 
 
 def _allowed(single: Tensor, double: Tensor, largest: float) -> float:
@@ -147,11 +134,21 @@ class Comparison:
 
     def run(self, images: Tensor, integers: Integers) -> list[Tensor]:
         """The student's outputs, each step's inputs being the file's."""
+
+        def step(node: fx.Node, values: Values) -> Any:
+            if node in self.grids:
+                x: Tensor = values[node.all_input_nodes[0]]
+                self._look(node, _in_levels(self.grids[node], x), torch.from_numpy(integers[node]))
+                return _returned(self.grids[node], integers[node], x)
+            if node.op == "call_module":
+                return quantizer_of(self.graph, node)(tensor_of(self.graph, node.all_input_nodes[0]))
+            return compute(self.graph, node, values)
+
         with torch.no_grad():
-            return _follow(self.graph, self.grids, integers, images, self._look)
+            return outputs_of(interpret(self.graph, images, step=step))
 
     def _look(self, node: fx.Node, levels: Tensor, theirs: Tensor) -> None:
-        off = (levels - theirs).abs()
+        off = levels.sub_(theirs).abs_()
         near = off <= 0.5 + self.allowed[node]
         apart = int((~near).sum())  # NaN is apart
         self.values += theirs.numel()

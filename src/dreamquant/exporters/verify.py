@@ -7,6 +7,7 @@ And does the runtime, free to merge and reorder, still do that?
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,13 @@ from onnx import TensorProto
 from torch import Tensor, fx
 
 from dreamquant.errors import VerificationError
-from dreamquant.exporters.following import Allowance, Comparison, biases_rounded, distance, furthest
+from dreamquant.exporters.following import Allowance, Comparison, Integers, biases_rounded, distance, furthest
 from dreamquant.exporters.qdq import Stored
 from dreamquant.exporters.readback import read_back
+from dreamquant.mapped import Pieces, put_away
 from dreamquant.network.graph import in_pieces, run_once
+from dreamquant.network.live import at_once
+from dreamquant.network.notes import shape_of
 from dreamquant.quantization.grid import Grid
 from dreamquant.quantization.student import Student
 from dreamquant.runtime import OnnxRunner, onnx_runner, opened
@@ -32,7 +36,9 @@ DISTANCE = 0.1  # ... and the mean difference, of an output's standard deviation
 HALF, SMALLEST_HALF = 2.0**-11, 2.0**-14  # what half precision rounds off, at most, as a part of a value; its least normal one
 TIE = 1e-6  # of the largest score: classes no further apart share a rank, as they do where scores are averages of few levels
 INDICES = 1e-3  # of an output of whole numbers, as of classes: those that a tie may send elsewhere
-PIECE = 16  # images whose inner values are held at a time
+PIECE = 16  # images whose inner values are held at a time, at most
+PROVED = 16  # images that every step is proved on; outputs are on all
+ASKED = 64 * 2**20  # bytes of inner values that are asked of the file at a time
 MEASURED = 4  # images that rounding is measured on
 
 
@@ -89,6 +95,7 @@ class Verification:
     in a deep network one such step moves others, up to the top class of an image that lies between two: a runtime that sums
     integers and a student that sums floats part there. `steps` holds each layer against the student's by itself, where nothing
     adds up, as the runtime runs the file; `written` the same as the file is written, without the runtime's optimizations.
+    Steps are of at most `PROVED` of the samples, spread evenly over them.
     `stored` tensors of the file were read back and are the student's.
     """
 
@@ -121,17 +128,22 @@ def verify(
     proto, outputs = onnx.load(str(file)), list(runner.outputs)
     count = read_back(student, proto, integers, stored)
     compared = _Compared(student, proto, outputs, integers)
-    allowance = compared.allowance(images)
-    written = compared.steps(images, allowance)
+    few = images[:: -(-len(images) // PROVED)]
+    allowance = compared.allowance(few)
+    written = compared.steps(few, allowance)
     if not written.same:
         raise VerificationError(f"the exported file does not do what was measured: {written}")
-    steps = compared.steps(images, allowance, runner)
-    expected = _joined(run_once(student.network.graph, piece) for piece in compared.pieces(images))
-    actual = _joined(_outputs(runner, piece, compared.names) for piece in compared.pieces(images))
-    differences = tuple(_difference(*each) for each in zip(compared.names, expected, actual, strict=True))
+    steps = compared.steps(few, allowance, runner)
+    tallies, kept = [_Sums(name) for name in compared.names], list[Tensor]()
+    for piece in compared.pieces(images):
+        expected, actual = run_once(student.network.graph, piece), _outputs(runner, piece, compared.names)
+        kept.append(_kept(expected[0], actual[0]).flatten())
+        for tally, one, other in zip(tallies, expected, actual, strict=True):
+            tally.add(one, other)
+    differences = tuple(tally.difference() for tally in tallies)
     found = Verification(
         samples=len(images),
-        top1_agreement=_agreement(expected[0], actual[0]),
+        top1_agreement=100.0 * torch.cat(kept).double().mean().item(),
         largest_difference=differences[0].largest,
         mean_difference=differences[0].mean,
         steps=steps,
@@ -157,11 +169,6 @@ def verify(
     return found
 
 
-def _agreement(expected: list[Tensor], actual: list[Tensor]) -> float:
-    kept = torch.cat([_kept(one, other).flatten() for one, other in zip(expected, actual, strict=True)])
-    return 100.0 * kept.double().mean().item()
-
-
 def _kept(expected: Tensor, actual: Tensor) -> Tensor:
     """Images (and places) whose top class by `expected`, scores along axis 1, is a top class by `actual` too, ties shared."""
     expected, actual = expected.double(), actual.double()
@@ -171,16 +178,26 @@ def _kept(expected: Tensor, actual: Tensor) -> Tensor:
     return theirs >= actual.amax(1) - TIE * actual.abs().amax(1)
 
 
-def _joined(pieces: Iterator[list[Tensor]]) -> list[list[Tensor]]:
-    """What each piece of the images gave, by output: which axis is the images' is not asked."""
-    return [list(output) for output in zip(*pieces, strict=True)]
+class _Sums:
+    """Sums up how far file and student are apart at one output, piece by piece of the images; which axis is the images' is not
+    asked."""
 
+    def __init__(self, name: str) -> None:
+        self.name, self.count, self.largest = name, 0, torch.zeros((), dtype=torch.float64)
+        self.sums = torch.zeros(3, dtype=torch.float64)  # of differences, of values and of their squares
 
-def _difference(name: str, expected: list[Tensor], actual: list[Tensor]) -> OutputDifference:
-    one, other = (torch.cat([piece.flatten().double() for piece in pieces]) for pieces in (expected, actual))
-    if not one.numel():
-        return OutputDifference(name, 0.0, 0.0, 0.0)
-    return OutputDifference(name, furthest(one, other), distance(one, other).mean().item(), one.std(correction=0).item())
+    def add(self, expected: Tensor, actual: Tensor) -> None:
+        self.count += expected.numel()
+        if expected.numel():
+            off, values = distance(expected, actual), expected.double()
+            self.largest = torch.maximum(self.largest, off.max())
+            self.sums += torch.stack([off.sum(), values.sum(), values.square().sum()])
+
+    def difference(self) -> OutputDifference:
+        if not self.count:
+            return OutputDifference(self.name, 0.0, 0.0, 0.0)
+        off, mean, square = (self.sums / self.count).tolist()
+        return OutputDifference(self.name, self.largest.item(), off, max(square - mean * mean, 0.0) ** 0.5)
 
 
 def _outputs(runner: OnnxRunner, piece: Tensor, names: list[str]) -> list[Tensor]:
@@ -191,7 +208,7 @@ class _Compared:
     """A student beside its file, whose inner integers are outputs as well here."""
 
     def __init__(self, student: Student, proto: onnx.ModelProto, outputs: Sequence[str], integers: Mapping[str, str]) -> None:
-        self.graph = student.network.graph
+        self.network, self.graph = student.network, student.network.graph
         (batch, *_), given = proto.graph.input[0].type.tensor_type.shape.dim, student.network.batch
         self.batch = given or (batch.dim_value if batch.dim_value > 1 else None)
         self.names = list(outputs)
@@ -202,13 +219,15 @@ class _Compared:
         self.inner = [integers[node.name] for node in self.grids]
         self.opened = opened(proto, [*self.names, *self.inner])
 
-    def pieces(self, images: Tensor, size: int = PIECE) -> tuple[Tensor, ...]:
-        return in_pieces(images, self.batch, size)
+    def pieces(self, images: Tensor, size: int = PIECE) -> Pieces:
+        return in_pieces(images, self.batch, at_once(self.network, size, kept=True))
 
     def allowance(self, images: Tensor) -> Allowance:
         piece = self.pieces(images, MEASURED)[0]
         _, integers = self._run(onnx_runner(self.opened, optimize=False), piece)
-        return Allowance(self.graph, self.grids, piece, integers)
+        allowance = Allowance(self.graph, self.grids, piece, integers)
+        put_away()
+        return allowance
 
     def steps(self, images: Tensor, allowance: Allowance, file: OnnxRunner | None = None) -> Steps:
         """Each step as it is written or, where the file's own runner is given, as that runs it."""
@@ -236,10 +255,47 @@ class _Compared:
         further = {name: count for name, count in apart.items() if count}
         return Steps(following.values, following.borders, following.apart, agreement, largest, further)
 
-    def _run(self, runner: OnnxRunner, piece: Tensor) -> tuple[list[Tensor], dict[fx.Node, NDArray[Any]]]:
-        found = runner.run(piece.contiguous().numpy(), [*self.names, *self.inner])
-        outputs = [torch.from_numpy(value) for value in found[: len(self.names)]]
-        return outputs, dict(zip(self.grids, found[len(self.names) :], strict=True))
+    def _run(self, runner: OnnxRunner, piece: Tensor) -> tuple[list[Tensor], Integers]:
+        integers = _Integers(runner, piece, self.names, dict(zip(self.grids, self.inner, strict=True)))
+        return [torch.from_numpy(value) for value in integers.outputs], integers
+
+
+class _Integers(Mapping[fx.Node, NDArray[Any]]):
+    """The integers of a file's quantizers on images, which are asked for in the order of the graph: `ASKED` bytes of them are
+    held, and the file runs once more for the next."""
+
+    def __init__(self, runner: OnnxRunner, images: Tensor, outputs: Sequence[str], names: Mapping[fx.Node, str]) -> None:
+        self._runner, self._images, self._names = runner, images.contiguous().numpy(), names
+        self._groups: list[list[fx.Node]] = [[]]
+        taken = 0
+        for node in names:
+            size = len(images) * math.prod(shape_of(node)[1:])
+            if taken + size > ASKED and self._groups[-1]:
+                self._groups.append([])
+                taken = 0
+            self._groups[-1].append(node)
+            taken += size
+        self._places = {node: place for place, group in enumerate(self._groups) for node in group}
+        self.outputs = self._ask(0, outputs)
+
+    def _ask(self, place: int, outputs: Sequence[str] = ()) -> list[NDArray[Any]]:
+        """Hold a group in place of the one before; returns the outputs that were asked for beside it."""
+        group = self._groups[place]
+        self._held: dict[fx.Node, NDArray[Any]] = {}
+        found = self._runner.run(self._images, [*outputs, *(self._names[node] for node in group)])
+        self._held = dict(zip(group, found[len(outputs) :], strict=True))
+        return found[: len(outputs)]
+
+    def __getitem__(self, node: fx.Node) -> NDArray[Any]:
+        if node not in self._held:
+            self._ask(self._places[node])
+        return self._held[node]
+
+    def __iter__(self) -> Iterator[fx.Node]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def _apart(expected: Tensor, actual: Tensor, allowed: Tensor) -> int:

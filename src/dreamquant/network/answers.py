@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dreamquant.mapped import in_parts
 from dreamquant.network.boxes import box_agreement, confidence, coordinates
 from dreamquant.network.outputs import CLASSES, DENSE, FEATURES, MULTILABEL, REGIONS, SEQUENCE, VALUES, Output
 
@@ -81,11 +82,8 @@ def loss(output: Output, expected: Tensor, actual: Tensor, variance: float) -> T
     if output.kind == FEATURES:
         return (1 - F.cosine_similarity(_rows(expected), _rows(actual))).mean()
     if output.kind == REGIONS:
-        one, other = (value.movedim(output.places, -1) for value in (expected, actual))
-        columns, sure = coordinates(output), confidence(output, expected)
-        errors = (one[..., columns] - other[..., columns]).square().mean(-1) / (2 * variance)
-        apart = (errors * sure).sum() / sure.sum().clamp(min=1e-12)
-        return apart + _labels(logits(output, one[..., list(output.scores)]), logits(output, other[..., list(output.scores)]), -1)
+        moved, sure, labels = _regions(output, expected, actual, variance)
+        return moved / sure.clamp(min=1e-12) + labels
     if output.kind == VALUES:
         return (expected - actual).square().mean() / (2 * variance)
     one, other = logits(output, expected), logits(output, actual)
@@ -93,6 +91,14 @@ def loss(output: Output, expected: Tensor, actual: Tensor, variance: float) -> T
         parts = F.kl_div(other.log_softmax(output.places), one.log_softmax(output.places), reduction="none", log_target=True)
         return parts.sum(output.places).mean()
     return _labels(one, other, output.places) if one.dim() > 1 else _labels(one, other, None)
+
+
+def _regions(output: Output, expected: Tensor, actual: Tensor, variance: float) -> tuple[Tensor, Tensor, Tensor]:
+    """How far boxes are moved, weighed by confidences and summed; the sum of these; and the mean divergence of the scores."""
+    one, other = (value.movedim(output.places, -1) for value in (expected, actual))
+    columns, sure, scores = coordinates(output), confidence(output, expected), list(output.scores)
+    errors = (one[..., columns] - other[..., columns]).square().mean(-1) / (2 * variance)
+    return (errors * sure).sum(), sure.sum(), _labels(logits(output, one[..., scores]), logits(output, other[..., scores]), -1)
 
 
 def _labels(expected: Tensor, actual: Tensor, axis: int | None) -> Tensor:
@@ -114,8 +120,14 @@ def distance(output: Output, expected: Tensor, actual: Tensor, variance: float) 
     if output.form == "numbers":
         return (expected != actual).double().mean().item()
     if output.kind in (CLASSES, SEQUENCE, DENSE) and is_exclusive(output, expected):
-        return divergence(logits(output, expected), logits(output, actual), output.places)
-    return loss(output, expected.double(), actual.double(), variance).item()
+        parts = ((len(one), logits(output, one), logits(output, other)) for one, other in in_parts(expected, actual))
+        return sum(count * divergence(one, other, output.places) for count, one, other in parts) / len(expected)
+    parts = ((len(one), one.double(), other.double()) for one, other in in_parts(expected, actual))
+    if output.kind == REGIONS:
+        found = [(count, _regions(output, one, other, variance)) for count, one, other in parts]
+        moved, sure = (sum(one[place].item() for _, one in found) for place in (0, 1))
+        return moved / max(sure, 1e-12) + sum(count * one[2].item() for count, one in found) / len(expected)
+    return sum(count * loss(output, one, other, variance).item() for count, one, other in parts) / len(expected)
 
 
 def is_exclusive(output: Output, value: Tensor) -> bool:
@@ -159,7 +171,7 @@ def shows(output: Output, expected: Tensor) -> bool:
     Where they hold nothing, all that is measured on such images is how nothing changes.
     """
     if output.kind == REGIONS:
-        found = confidence(output, expected).amax(1) >= SEEN
+        found = torch.cat([confidence(output, part).amax(1) >= SEEN for (part,) in in_parts(expected)])
     elif output.kind in (DENSE, SEQUENCE) and is_exclusive(output, expected):
         classes = expected.argmax(output.places).flatten(1)
         found = (classes != classes[:, :1]).any(1)

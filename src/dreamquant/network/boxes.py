@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dreamquant.mapped import in_parts
 from dreamquant.network.outputs import BOX, Output
 
 LEAST = 0.3  # of a box's confidence, where there are as many boxes as images; else the surest, one an image
@@ -30,7 +31,7 @@ def _class_scores(output: Output, value: Tensor) -> Tensor:
 
 def box_agreement(output: Output, expected: Tensor, actual: Tensor) -> float:
     """F1, 0 to 1, of the boxes in `actual` answers (N, ...) against those in `expected` ones; 1 where neither has any."""
-    sure = confidence(output, expected).flatten()
+    sure = torch.cat([confidence(output, part).flatten() for (part,) in in_parts(expected)])
     least = min(LEAST, sure.topk(min(len(expected), len(sure))).values[-1].item())
     corners = are_corners(output, expected)
     same = found = 0

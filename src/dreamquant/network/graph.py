@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, fx
 
 from dreamquant.errors import ModelError
+from dreamquant.mapped import Pieces, room
 from dreamquant.network.input_space import UNKNOWN, InputSpace
 from dreamquant.network.notes import notes
 
@@ -144,9 +145,9 @@ def run_once(graph: fx.GraphModule, images: Tensor) -> list[Tensor]:
         return outputs_of(graph(images))
 
 
-def in_pieces(images: Tensor, batch: int | None, size: int) -> tuple[Tensor, ...]:
+def in_pieces(images: Tensor, batch: int | None, size: int) -> Pieces:
     """The images as a graph is to be run on them: whole batches of `batch` where it runs no others, else `size` at once."""
-    return torch.split(whole_batches(images, batch), batch or size)
+    return Pieces(whole_batches(images, batch), batch or size)
 
 
 def whole_batches(images: Tensor, batch: int | None) -> Tensor:
@@ -194,11 +195,21 @@ def needed_by(nodes: Iterable[fx.Node], given: Collection[fx.Node] = ()) -> set[
     return found
 
 
-def joined(run: Callable[[Tensor], Sequence[Tensor]], pieces: Iterable[Tensor]) -> list[Tensor]:
-    """What `run` gives on pieces of images, each tensor put together along its first axis; without gradients."""
+def joined(run: Callable[[Tensor], Sequence[Tensor]], pieces: Sequence[Tensor]) -> list[Tensor]:
+    """What `run` gives on pieces of images, each tensor put together along its first axis, that of the images; without
+    gradients."""
+    count, start, found = sum(map(len, pieces)), 0, list[Tensor]()
     with torch.no_grad():
-        found = [run(piece) for piece in pieces]
-    return [torch.cat(parts) for parts in zip(*found, strict=True)]
+        for piece in pieces:
+            values = run(piece)
+            rows = [len(value) // max(len(piece), 1) for value in values]  # of an image
+            found = found or [
+                room((count * each, *value.shape[1:]), value.dtype) for each, value in zip(rows, values, strict=True)
+            ]
+            for whole, each, value in zip(found, rows, values, strict=True):
+                whole[start * each : start * each + len(value)] = value
+            start += len(piece)
+    return found
 
 
 def tensor_of(module: fx.GraphModule, node: fx.Node) -> Tensor:

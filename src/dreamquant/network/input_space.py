@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dreamquant.errors import ModelError, OptionError, unknown
+from dreamquant.mapped import room
 from dreamquant.runtime import LAYOUT_KEY
 
 LAYOUTS = ("NCHW", "NHWC")
@@ -140,9 +141,12 @@ class InputSpace:
 
     def snapped(self, images: Tensor) -> Tensor:
         """The images as the file's own number type holds them."""
-        if self.dtype == "uint8":
-            return images.round().clamp(0, 255)
-        return images.half().float() if self.dtype == "float16" else images
+        if self.dtype not in ("uint8", "float16"):
+            return images
+        found = room(images.shape)
+        for place, image in enumerate(images):
+            found[place] = image.round().clamp(0, 255) if self.dtype == "uint8" else image.half()
+        return found
 
     def numbers(self) -> str:
         """How pixels become what is fed, in words."""

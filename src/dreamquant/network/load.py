@@ -19,6 +19,7 @@ from torch import nn
 
 from dreamquant.errors import ModelError, OptionError, blamed
 from dreamquant.limits import check_memory
+from dreamquant.mapped import put_away
 from dreamquant.network.archive import extra_files, read_archive
 from dreamquant.network.capture import capture
 from dreamquant.network.graph import Network, Source
@@ -78,6 +79,7 @@ def load(
         check_memory(4 * math.prod(input_shape), f"images {input_shape}", OptionError)
     with _ONE_AT_A_TIME, blamed(ModelError, f"{_named(model)} cannot be read"):
         network = _load(model, input_shape, layout, trust)
+    put_away()
     with blamed(ModelError, f"{_named(model)} has properties that cannot be read"):
         properties = _properties(network.source)
     looked_at, network = network.input_statistics, decide(network, statement, properties, force=force)

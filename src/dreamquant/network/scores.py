@@ -6,8 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dreamquant.mapped import Pieces
 from dreamquant.network.answers import class_logits, divergence, top1_agreement
 from dreamquant.network.graph import Network, by_image, joined, output_nodes, whole_batches
+from dreamquant.network.live import at_once
 from dreamquant.network.opaque import in_reach
 from dreamquant.network.outputs import class_output
 from dreamquant.runtime import OnnxRunner
@@ -22,13 +24,15 @@ __all__ = [
     "top1_agreement",
 ]
 
+MOST, FEW = 32, 4  # images run at once, here and in ONNX Runtime, which is no faster on more
 
-def float_answers(network: Network, images: Tensor, *, chunk: int = 64) -> list[Tensor]:
+
+def float_answers(network: Network, images: Tensor) -> list[Tensor]:
     """All outputs of the float network on images (N, C, H, W), each (N, ...)."""
-    return joined(network.answers, torch.split(images, chunk))
+    return joined(network.answers, Pieces(images, at_once(network, MOST)))
 
 
-def file_answers(network: Network, runner: OnnxRunner, images: Tensor, *, chunk: int = 32) -> list[Tensor]:
+def file_answers(network: Network, runner: OnnxRunner, images: Tensor) -> list[Tensor]:
     """All outputs, each (N, ...), of a file that was written from the network, on images (N, C, H, W)."""
 
     def run(piece: Tensor) -> list[Tensor]:
@@ -36,7 +40,7 @@ def file_answers(network: Network, runner: OnnxRunner, images: Tensor, *, chunk:
         values = [torch.from_numpy(np.ascontiguousarray(value)) for value in runner.all(filled.numpy())]
         return [value[: len(piece)] for value in by_image(values, network.outputs, len(filled))]
 
-    return joined(run, torch.split(images.contiguous(), runner.batch or chunk))
+    return joined(run, Pieces(images.contiguous(), runner.batch or at_once(network, FEW)))
 
 
 def class_probabilities(network: Network, answers: list[Tensor]) -> Tensor | None:

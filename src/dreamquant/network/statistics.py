@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
+from torch.utils.checkpoint import checkpoint
 
 from dreamquant.network.answers import class_logits
 from dreamquant.network.graph import Network, aten, input_node, output_nodes, tensor_of, whole_batches
@@ -48,15 +49,18 @@ class Probed(NamedTuple):
     embedding: Tensor  # (N, D), averaged over positions
 
 
-def probe(network: Network, *, before_stride: Callable[[Tensor], Tensor] | None = None) -> Callable[[Tensor], Probed]:
+def probe(
+    network: Network, *, before_stride: Callable[[Tensor], Tensor] | None = None, features: bool = True
+) -> Callable[[Tensor], Probed]:
     """A function of images that returns what the network shows on them.
 
-    `before_stride` is applied to what enters each convolution with a stride above 1 (Genie's swing convolution).
+    `before_stride` is applied to what enters each convolution with a stride above 1 (Genie's swing convolution). Without
+    `features` there are none.
     """
     graph = network.graph.graph
     last = next((node for node in reversed(graph.nodes) if is_call(node, WEIGHTED)), None)
     embedded = input_node(graph) if last is None else argument(last, 0)
-    entering = [argument(node, 0) for node in _batch_norm_nodes(graph)]
+    entering = [argument(node, 0) for node in _batch_norm_nodes(graph) if features]
     run = watch(network, [*entering, embedded], before_stride=before_stride)
 
     def show(images: Tensor) -> Probed:
@@ -66,6 +70,19 @@ def probe(network: Network, *, before_stride: Callable[[Tensor], Tensor] | None 
         return Probed(scores, features, embedding.mean(1 if channels_last else 2))
 
     return show
+
+
+def piecewise(show: Callable[[Tensor], Probed], size: int) -> Callable[[Tensor], Probed]:
+    """A function of images that returns the same scores and embeddings, `size` images at a time: what lies between is not kept
+    for the gradient but computed a second time. Features, which are of all images, are left out."""
+
+    def shown(images: Tensor) -> Probed:
+        if len(images) <= size:
+            return show(images)
+        found = [checkpoint(show, piece, use_reentrant=False, preserve_rng_state=False) for piece in torch.split(images, size)]
+        return Probed(torch.cat([one.scores for one in found]), [], torch.cat([one.embedding for one in found]))
+
+    return shown
 
 
 def watch(

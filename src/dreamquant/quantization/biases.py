@@ -13,7 +13,7 @@ from dreamquant.quantization.batchnorm import correct_biases
 from dreamquant.quantization.grid import Grid
 from dreamquant.quantization.sites import is_passthrough
 from dreamquant.quantization.student import Student, quantizer_nodes
-from dreamquant.quantization.walk import Chunks, float_tensor, keep_float, quantizer_of, walk
+from dreamquant.quantization.walk import float_tensor, keep_float, quantizer_of, walk_by_layers
 
 LARGEST_BIAS = 2**30  # of an int32; the rest is room for the sum of products
 
@@ -35,25 +35,26 @@ def settle_biases(student: Student, images: Tensor) -> None:
         rebase_biases(student)
         return
 
-    def after(node: fx.Node, quantized: Chunks, exact: Chunks) -> None:
-        bias = bias_node(node) if is_call(node, WEIGHTED) else None
-        if bias is None:
-            return
-        stored = unquantized(bias)
-        if len(stored.users) > 1:
-            return  # shared by layers with errors of their own
-        channel = quantized[0].dim() - 1 if node.target is torch.ops.aten.linear.default else 1
-        axes = [axis for axis in range(quantized[0].dim()) if axis != channel]
-        count = sum(len(value) for value in quantized)
-        error = sum(((q - e).mean(axes) * (len(q) / count) for q, e in zip(quantized, exact, strict=True)), torch.zeros(()))
-        keep_float(graph, stored)
-        set_tensor(graph, stored, tensor_of(graph, stored) - error)
-        shape = [1] * quantized[0].dim()
-        shape[channel] = -1
-        for index, value in enumerate(quantized):
-            quantized[index] = value - error.view(shape)
+    biases = {node: unquantized(bias) for node in graph.graph.nodes if is_call(node, WEIGHTED) and (bias := bias_node(node))}
+    own = {node: stored for node, stored in biases.items() if len(stored.users) == 1}  # others share errors of several layers
+    errors: list[tuple[int, Tensor]] = []
+    shape: list[int] = []
 
-    walk(student.network, images, after=after)
+    def look(node: fx.Node, quantized: Tensor, exact: Tensor) -> None:
+        channel = quantized.dim() - 1 if node.target is torch.ops.aten.linear.default else 1
+        axes = [axis for axis in range(quantized.dim()) if axis != channel]
+        errors.append((len(quantized), (quantized - exact).mean(axes)))
+        shape[:] = [-1 if axis == channel else 1 for axis in range(quantized.dim())]
+
+    def settle(node: fx.Node) -> Tensor:
+        count = sum(number for number, _ in errors)
+        error = sum((mean * (number / count) for number, mean in errors), torch.zeros(()))
+        errors.clear()
+        keep_float(graph, own[node])
+        set_tensor(graph, own[node], tensor_of(graph, own[node]) - error)
+        return -error.view(shape)
+
+    walk_by_layers(student.network, images, own, look, settle)
     rebase_biases(student)
 
 

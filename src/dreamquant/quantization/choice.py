@@ -27,18 +27,20 @@ import torch
 from torch import Tensor
 
 from dreamquant.errors import ModelError
+from dreamquant.mapped import Pieces
 from dreamquant.network.answers import distance, margins, shows, spreads
 from dreamquant.network.graph import Network
+from dreamquant.network.live import at_once
 from dreamquant.network.outputs import Output
-from dreamquant.network.scores import float_answers
+from dreamquant.network.scores import MOST, float_answers
 from dreamquant.quantization.activations import Deciders, activation_grids, grid_finder, set_grids
 from dreamquant.quantization.biases import settle_biases
 from dreamquant.quantization.calibrate import calibrate, even_batches
 from dreamquant.quantization.effect import effects, together
 from dreamquant.quantization.grid import Grid
+from dreamquant.quantization.histogram import Values
 from dreamquant.quantization.plan import CHOSEN, Bits, Plan, change_plan
 from dreamquant.quantization.student import Student, prepare
-from dreamquant.quantization.walk import Chunks
 from dreamquant.quantization.weights import weight_grids
 from dreamquant.samples import Samples, halves
 
@@ -49,7 +51,6 @@ BY_TENSOR = "by tensor"
 WHOLE = ("minmax", BY_TENSOR, "mse")  # that the network may have; the most careful first
 CAREFUL, CORRECTED = "none", "samples"  # of bias correction
 FELT = 16  # images that effects are told from
-CHUNK = 8  # images that are judged at once
 MATTERS = 0.05  # nats: of a distance below this, no answer is expected to change
 HALF = 0.5  # of a distance: what is left with corrected biases, or with tensors in float, that are worth it
 STEPS = 8  # halvings of what the tensors that are tried leave of all effects
@@ -100,16 +101,22 @@ class _Judge:
 
     def __init__(self, network: Network, images: Tensor) -> None:
         self._images, self._outputs = images, network.outputs
-        self._expected = float_answers(network, images, chunk=CHUNK)
+        self._expected = float_answers(network, images)
         self._spreads = spreads(network.outputs, self._expected)
         told = zip(network.outputs, self._expected, strict=True)
         self.shown = all(shows(output, value) for output, value in told if output.axis is not None)
 
     def __call__(self, student: Student) -> Tensor:
         """(N,), float64."""
-        actual = float_answers(student.network, self._images, chunk=CHUNK)
-        answers = enumerate(zip(self._outputs, self._expected, actual, self._spreads, strict=True))
-        return torch.stack([self._apart(seed, *answer) for seed, answer in answers if answer[0].axis is not None]).sum(0)
+        found, start = [], 0
+        for piece in Pieces(self._images, at_once(student.network, MOST)):
+            actual, expected = student.answers(piece), [value[start : start + len(piece)] for value in self._expected]
+            answers = enumerate(zip(self._outputs, expected, actual, self._spreads, strict=True))
+            found.append(
+                torch.stack([self._apart(seed, *answer) for seed, answer in answers if answer[0].axis is not None]).sum(0)
+            )
+            start += len(piece)
+        return torch.cat(found)
 
     def _apart(self, seed: int, output: Output, expected: Tensor, actual: Tensor, variance: float) -> Tensor:
         if not self.shown and expected.is_floating_point():
@@ -181,7 +188,7 @@ def _tried(network: Network, images: Tensor, plan: Plan, bits: Bits, methods: Se
     moves = _moves(student, deciders, images)
     found: dict[str, dict[str, Grid]] = {method: {} for method in methods}
 
-    def find(name: str, values: list[Chunks]) -> Grid:
+    def find(name: str, values: Values) -> Grid:
         for method, finder in finders.items():
             found[method][name] = finder(name, values)
         return found[methods[0]][name]

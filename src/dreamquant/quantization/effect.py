@@ -9,7 +9,7 @@ while roundings to both sides cancel.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +18,15 @@ from torch import Tensor, fx
 
 from dreamquant.errors import ModelError
 from dreamquant.network.answers import margins, spread, spreads
+from dreamquant.network.gradients import look_at_gradients
 from dreamquant.network.graph import Network, by_image, in_pieces, output_nodes
 from dreamquant.network.interpreter import interpret
+from dreamquant.network.live import at_once, working_bytes
 from dreamquant.network.notes import is_tensor
 from dreamquant.network.opaque import is_opaque, stops_gradient
 from dreamquant.network.outputs import SHAPE, VALUES, Output
 from dreamquant.network.scores import float_answers
-from dreamquant.quantization.grid import Grid, grid_of_range
+from dreamquant.quantization.grid import BLOCK, Grid, grid_of_range
 from dreamquant.quantization.histogram import BINS
 
 IMAGES, CHUNK = 64, 8  # looked at in all, and at once
@@ -71,26 +73,24 @@ def effects(network: Network, nodes: Collection[fx.Node], images: Tensor) -> dic
     """
     if not nodes:
         return {}
-    graph, size = network.graph, network.batch or CHUNK
-    pieces = in_pieces(images[:IMAGES], network.batch, CHUNK)
+    graph = network.graph
+    pieces = in_pieces(images[:IMAGES], network.batch, at_once(network, CHUNK, kept=True))
     limits = _limits(graph, nodes, pieces)
-    variances = spreads(network.outputs, float_answers(network, images[:IMAGES], chunk=size))
-    found: dict[fx.Node, list[Tensor]] = {}
+    variances = spreads(network.outputs, float_answers(network, images[:IMAGES]))
+    slopes: dict[fx.Node, list[Tensor]] = {}
+
+    def look(node: fx.Node, value: Tensor, gradient: Tensor) -> None:
+        slopes.setdefault(node, []).append(_histogram(value, gradient, *limits[node]))
+
     ends = _ends(graph.graph)
     for piece in pieces:
-        with torch.enable_grad():
-            result, seen, before = _seen(graph, nodes, piece, ends)
-            followed = _followed(network, result, variances, len(piece)) + _before(before)
-            if not followed:
-                raise ModelError("effect_limit asks how far errors move the answers, and they have no gradient")
-            for number, margin in enumerate(followed):
-                gradients = torch.autograd.grad(
-                    margin, list(seen.values()), retain_graph=number + 1 < len(followed), allow_unused=True
-                )
-                for (node, value), gradient in zip(seen.items(), gradients, strict=True):
-                    if gradient is not None:
-                        found.setdefault(node, []).append(_histogram(value.detach(), gradient, *limits[node]))
-    result = {node: Effect(_centres(*limits[node]), torch.cat(slopes)) for node, slopes in found.items()}
+
+        def asked(result: Any, before: Mapping[fx.Node, Tensor], count: int = len(piece)) -> list[Tensor]:
+            return _followed(network, result, variances, count) + _before(list(before.values()))
+
+        if not look_at_gradients(graph, piece, nodes, asked, look, ends=ends, size=working_bytes()):
+            raise ModelError("effect_limit asks how far errors move the answers, and they have no gradient")
+    result = {node: Effect(_centres(*limits[node]), torch.cat(slopes[node])) for node in limits if node in slopes}
     if not all(bool(effect.slopes.isfinite().all()) for effect in result.values()):
         raise ModelError("effect_limit asks how far errors move the answers, and their gradients are not finite numbers")
     return result
@@ -129,43 +129,30 @@ def _before(values: list[Tensor]) -> list[Tensor]:
     return found
 
 
-def _seen(
-    graph: fx.GraphModule, nodes: Collection[fx.Node], piece: Tensor, ends: Collection[fx.Node] = ()
-) -> tuple[Any, dict[fx.Node, Tensor], list[Tensor]]:
-    """What a graph returns and what some of its nodes compute, so that gradients of it can be taken where they are enabled; and
-    what others, the `ends`, compute."""
-    seen: dict[fx.Node, Tensor] = {}
-    before: list[Tensor] = []
+def _limits(graph: fx.GraphModule, nodes: Collection[fx.Node], pieces: Iterable[Tensor]) -> dict[fx.Node, tuple[float, float]]:
+    """The smallest and largest value that each node computes."""
+    found: dict[fx.Node, tuple[float, float]] = {}
 
     def after(node: fx.Node, value: Any) -> Any:
         if node in nodes and isinstance(value, Tensor):
-            if torch.is_grad_enabled() and not value.requires_grad:
-                value = value.detach().requires_grad_()
-            seen[node] = value
-        if node in ends:
-            before.append(value)
+            low, high = (end.item() for end in value.aminmax())
+            before = found.get(node, (low, high))
+            found[node] = min(low, before[0]), max(high, before[1])
         return value
 
-    return interpret(graph, piece, after=after), seen, before
-
-
-def _limits(graph: fx.GraphModule, nodes: Collection[fx.Node], pieces: tuple[Tensor, ...]) -> dict[fx.Node, tuple[float, float]]:
-    """The smallest and largest value that each node computes."""
-    found: dict[fx.Node, tuple[float, float]] = {}
     with torch.no_grad():
         for piece in pieces:
-            for node, value in _seen(graph, nodes, piece)[1].items():
-                low, high = (end.item() for end in value.aminmax())
-                before = found.get(node, (low, high))
-                found[node] = min(low, before[0]), max(high, before[1])
+            interpret(graph, piece, after=after)
     return found
 
 
 def _histogram(values: Tensor, gradients: Tensor, low: float, high: float) -> Tensor:
     """The gradients of each image's values, summed up in the bins that the values lie in: (images, bins)."""
-    flat = values.flatten(1)
-    bins = ((flat - low) * (BINS / max(high - low, 1e-30))).long().clamp_(0, BINS - 1)
-    sums = torch.zeros(len(flat), BINS, dtype=torch.float64).scatter_add_(1, bins, gradients.flatten(1).double())
+    flat, slopes = values.flatten(1), gradients.flatten(1)
+    sums = torch.zeros(len(flat), BINS, dtype=torch.float64)
+    for part, slope in zip(torch.split(flat, BLOCK, 1), torch.split(slopes, BLOCK, 1), strict=True):
+        bins = (part - low).mul_(BINS / max(high - low, 1e-30)).long().clamp_(0, BINS - 1)
+        sums.scatter_add_(1, bins, slope.double())
     return sums.float()
 
 

@@ -11,6 +11,7 @@ from dreamquant.errors import ModelError
 from dreamquant.quantization.codebook import Codebook
 
 SMALLEST_SCALE = 1e-12  # of a tensor of nothing but zeros
+BLOCK = 2**15  # values that are worked on at a time: they stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,13 @@ class Grid:
         """x moved to its nearest level; gradients pass straight through inside the range and stop outside."""
         scale, zero_point = self.shaped(x.dim())
         if not (torch.is_grad_enabled() and x.requires_grad):
-            return self.integers(x).sub_(zero_point).mul_(scale)
+            if self.axis is not None or not x.is_contiguous():
+                return self.integers(x).sub_(zero_point).mul_(scale)
+            moved = torch.empty_like(x)
+            for part, out in zip(torch.split(x.view(-1), BLOCK), torch.split(moved.view(-1), BLOCK), strict=True):
+                torch.div(part, scale, out=out).round_().add_(zero_point).clamp_(self.qmin, self.qmax)
+                out.sub_(zero_point).mul_(scale)
+            return moved
         ratio = x / scale
         rounded = ratio + (torch.round(ratio) - ratio).detach()
         return ((rounded + zero_point).clamp(self.qmin, self.qmax) - zero_point) * scale

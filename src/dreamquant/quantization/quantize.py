@@ -25,5 +25,5 @@ def quantize(network: Network, samples: Samples, *, bits: str = "W8A8", plan: st
     plan = load_plan(plan, **changes) if isinstance(plan, str) else change_plan(plan, **changes)
     width = parse_bits(bits)
     samples.check(network.input_shape)
-    check_run(network, len(samples))
+    check_run(network, len(samples) if plan.observe == "quantized" else network.batch or 1)
     return calibrate(network, samples.images, choose(network, samples, plan, width).plan, width)

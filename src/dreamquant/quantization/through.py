@@ -16,7 +16,7 @@ from dreamquant.network.graph import aten
 from dreamquant.network.interpreter import call
 from dreamquant.network.operators import is_call
 from dreamquant.quantization.grid import grid_of_range
-from dreamquant.quantization.histogram import summarize
+from dreamquant.quantization.histogram import Values, summarize
 from dreamquant.quantization.sites import UNMERGED
 
 LOWS = (1.0, 0.85, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1, 0.05, 0.0)
@@ -50,9 +50,16 @@ def _call(node: fx.Node) -> Callable[[Tensor], Tensor]:
 
 
 def narrow(
-    values: Tensor, low: Tensor, high: Tensor, function: Callable[[Tensor], Tensor], *, bits: int, symmetric: bool
+    values: Tensor | Values,
+    low: Tensor,
+    high: Tensor,
+    function: Callable[[Tensor], Tensor],
+    *,
+    bits: int,
+    symmetric: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The part of [low, high] whose grid leaves the least squared error behind `function`; values (1, N), low and high (1,)."""
+    """The part of [low, high] whose grid leaves the least squared error behind `function`; values are of one group, low and
+    high (1,)."""
     points, weights = summarize(values)
     exact = function(points)
     best, chosen = torch.inf, (low, high)

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, NamedTuple, Protocol, TypeVar
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, fx
 
+from dreamquant.limits import memory
 from dreamquant.network.edit import add_buffer
 from dreamquant.network.graph import Network, in_pieces, tensor_of
 from dreamquant.network.interpreter import Values, call, interpret
+from dreamquant.network.live import at_once
 from dreamquant.network.notes import notes, set_notes
 from dreamquant.quantization.codebook import Codebook
 from dreamquant.quantization.grid import FakeQuantize, Grid
 
 CHUNK = 32  # images run at once
+HELD = 256 * 2**20  # bytes of values that wait in memory for all images ...
+PARTS = 8  # ... or such a part of the limit, where that is less
 
 Chunks = list[Tensor]  # a tensor's values on all samples, in pieces
 Before = Callable[[fx.Node, Chunks, Chunks], None]
@@ -100,6 +106,88 @@ def walk(
 
     with torch.no_grad():
         interpret(graph, _Both(parts, list(parts)), step=step)
+
+
+def walk_by_layers(
+    network: Network,
+    images: Tensor,
+    layers: Collection[fx.Node],
+    look: Callable[[fx.Node, Tensor, Tensor], None],
+    settle: Callable[[fx.Node], Tensor | None],
+) -> None:
+    """Run a student's network on images (N, C, H, W), and the float network beside it, up to each of `layers` in turn: all
+    images are there before any goes on.
+
+    `look(layer, quantized, float)` is shown the layer's output, a few images at a time. What `settle(layer)` then gives is added
+    to the quantized one. Only values that are still needed are held: `HELD` bytes in memory, the others in temporary files.
+    """
+    graph = network.graph
+    nodes = list(graph.graph.nodes)
+    stops = [number for number, node in enumerate(nodes) if node in layers]
+    last_use = {source: number for number, node in enumerate(nodes) for source in node.all_input_nodes}
+
+    def step(node: fx.Node, values: Values) -> Any:
+        if node.op == "get_attr":
+            return tensor_of(graph, node), float_tensor(graph, node)
+        inputs = {source: values[source] for source in node.all_input_nodes}
+        if node.op == "call_module":
+            ((quantized, exact),) = inputs.values()
+            return quantizer_of(graph, node)(quantized), exact
+        quantized = call(node, {source: value[0] for source, value in inputs.items()})
+        if all(one is other for one, other in inputs.values()):
+            return quantized, quantized
+        return quantized, call(node, {source: value[1] for source, value in inputs.items()})
+
+    pieces = list(in_pieces(images, network.batch, at_once(network, CHUNK)))
+    start, shift = 0, None
+    with _Shelf() as shelf, torch.no_grad():
+        for stop in stops:
+            for number, piece in enumerate(pieces):
+                values: Values = shelf.take(number) if start else {}
+                if shift is not None:
+                    quantized, exact = values[nodes[start - 1]]
+                    values[nodes[start - 1]] = quantized + shift, exact
+                going_on = {node: value for node, value in values.items() if last_use[node] > stop}
+
+                def after(node: fx.Node, value: Any, going_on: Values = going_on, stop: int = stop) -> Any:
+                    if last_use.get(node, 0) > stop:
+                        going_on[node] = value
+                    return value
+
+                found = interpret(graph, (piece, piece), step=step, after=after, values=values, nodes=nodes[start : stop + 1])
+                look(nodes[stop], *found)
+                shelf.put(number, going_on)
+            start, shift = stop + 1, settle(nodes[stop])
+
+
+class _Shelf:
+    """Values by number: those that find room in memory there, the others in files that go with it."""
+
+    def __enter__(self) -> Self:
+        self._folder = tempfile.TemporaryDirectory(prefix="dreamquant-")
+        self._held: dict[int, tuple[int, Values]] = {}
+        self._filed: dict[int, tuple[list[fx.Node], Path]] = {}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._held.clear()
+        self._folder.cleanup()
+
+    def put(self, number: int, values: Values) -> None:
+        tensors = {id(one): one for pair in values.values() for one in pair if isinstance(one, Tensor)}
+        size = sum(one.numel() * one.element_size() for one in tensors.values())
+        if size + sum(taken for taken, _ in self._held.values()) <= min(HELD, memory() // PARTS):
+            self._held[number] = size, values
+            return
+        path = Path(self._folder.name) / str(number)
+        torch.save(list(values.values()), path)
+        self._filed[number] = list(values), path
+
+    def take(self, number: int) -> Values:
+        if number in self._held:
+            return self._held.pop(number)[1]
+        nodes, path = self._filed.pop(number)
+        return dict(zip(nodes, torch.load(path, weights_only=True), strict=True))
 
 
 def _computed(node: fx.Node, inputs: Mapping[fx.Node, list[Any]], count: int) -> list[Any]:

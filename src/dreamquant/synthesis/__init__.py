@@ -8,20 +8,21 @@ BatchNorm statistics says so (`NEEDS_BATCHNORM = True`) and is refused, with a s
 from __future__ import annotations
 
 import math
+import shutil
+import tempfile
 from dataclasses import replace
 from typing import Any
-
-import torch
 
 from dreamquant.errors import DreamQuantError, ModelError, OptionError, unknown
 from dreamquant.limits import check_memory
 from dreamquant.methods import BUDGETS, Method, check_seed, checked_count, find_method, method_names
 from dreamquant.network.attention import attentions
 from dreamquant.network.graph import Network
+from dreamquant.network.outputs import class_output
 from dreamquant.network.scores import class_probabilities, float_answers
 from dreamquant.network.statistics import batch_norms
 from dreamquant.plain import plain_torch
-from dreamquant.samples import Samples
+from dreamquant.samples import Samples, are_finite
 from dreamquant.synthesis._loop import Callback
 from dreamquant.synthesis._widen import WIDENED, widened
 
@@ -38,20 +39,22 @@ def synthesize(
     seed: int = 0,
     callback: Callback | None = None,
     budget: str = "paper",
+    confidence: bool = True,
     **options: Any,
 ) -> Samples:
     """`count` images by a method's name; `options` are the method's own.
 
     What is not given is as published, or with the budgets `standard` and `quick` as in the method's `BUDGETS`: a fraction of
-    the steps. Raises `ModelError` where it is not known what numbers the network is fed, `OptionError` for an unknown method or
-    option, for a count below 1, a seed that no generator takes, and a method that needs BatchNorm statistics where the network
-    has none; `DreamQuantError` when the images are not finite.
+    the steps. With `confidence` the network is asked how sure it is of each image. Raises `ModelError` where it is not known what
+    numbers the network is fed, `OptionError` for an unknown method or option, for a count below 1, a seed that no generator
+    takes, and a method that needs BatchNorm statistics where the network has none; `DreamQuantError`
+    when the images are not finite.
     """
     found = find_method("synthesis", method)
     count, seed = checked_count("count", count), check_seed(seed)
     if count < 1:
         raise OptionError(f"count is {count}; at least one image is needed")
-    check_images(network, count)
+    check_images(network, count, made_apart=getattr(found.module, "MADE_APART", False))
     lack = lacking(found, network)
     if lack:
         usable = [name for name in method_names("synthesis") if not lacking(find_method("synthesis", name), network)]
@@ -63,14 +66,15 @@ def synthesize(
     check_fed(network)
     options = found.budget(budget) | found.check_options(options)
     samples: Samples = found.function(network, count, seed=seed, callback=callback, **options)
-    if not torch.isfinite(samples.images).all():
+    if not are_finite(samples.images):
         raise DreamQuantError(
             f"the images of synthesis method {method!r} are not finite; it was run with {options or 'its defaults'}"
         )
     samples = replace(samples, images=network.space.snapped(samples.images))
-    probabilities = class_probabilities(network, float_answers(network, samples.images))
-    confidence = None if probabilities is None else probabilities.amax(1)
-    return replace(samples, method=method, seed=seed, options=options, confidence=confidence)
+    asked = confidence and class_output(network.outputs) is not None
+    probabilities = class_probabilities(network, float_answers(network, samples.images)) if asked else None
+    sure = None if probabilities is None else probabilities.amax(1)
+    return replace(samples, method=method, seed=seed, options=options, confidence=sure)
 
 
 def check_fed(network: Network) -> None:
@@ -79,10 +83,12 @@ def check_fed(network: Network) -> None:
         raise ModelError(f"{network.source.text}: {network.space.because}")
 
 
-def check_images(network: Network, count: int) -> None:
-    """`OptionError` where so many images, and what is kept beside them while they are made, take more memory than the limit."""
-    needed = IMAGE_COPIES * count * math.prod(network.input_shape) * FLOAT_BYTES
-    check_memory(needed, f"{count} images {network.input_shape}", OptionError)
+def check_images(network: Network, count: int, *, made_apart: bool = False) -> None:
+    """`OptionError` where so many images, and what is kept beside them while they are made, take more memory than the limit; of
+    images that are made one by one, and lie in files where there are many, where one does, or the disk has no room."""
+    one = IMAGE_COPIES * math.prod(network.input_shape) * FLOAT_BYTES
+    filed = made_apart and count * one <= shutil.disk_usage(tempfile.gettempdir()).free
+    check_memory(one if filed else count * one, f"{count} images {network.input_shape}", OptionError)
 
 
 def lacking(method: Method, network: Network) -> str:

@@ -69,7 +69,7 @@ class ConditionalGenerator:
             ),
             generator,
         )
-        self.generator, self.batch, self.latent = generator, batch, latent
+        self.network, self.generator, self.batch, self.latent = network, generator, batch, latent
         self.mean, self.std = network.input_statistics
 
     def draw(self, labels: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class ConditionalGenerator:
     def show(self) -> Shown:
         """A batch of random classes, shown to the network; gradients reach the generator."""
         labels = torch.randint(self.classes, (self.batch,), generator=self.generator)
-        with precision():
+        with precision(self.network):
             images = self.draw(labels)
             return Shown(images, labels, self.graph(images))
 

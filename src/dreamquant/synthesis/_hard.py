@@ -70,7 +70,7 @@ def dream_hard(
             centres: Tensor | None = centres,
         ) -> Tensor:
             shown = crop_and_flip(images, hard.crop, generator) if torch.rand((), generator=generator) < 0.5 else images
-            with precision():
+            with precision(network):
                 seen = graph(shown)
             given = seen.scores.float().softmax(1).gather(1, wanted.unsqueeze(1)).squeeze(1)
             total = (given - confidence).square().mean() + variance_distance(seen.features, targets)

@@ -6,10 +6,12 @@ from torch.nn import functional as F
 
 from dreamquant.errors import OptionError
 from dreamquant.network.graph import Network
-from dreamquant.network.statistics import probe
+from dreamquant.network.live import at_once
+from dreamquant.network.statistics import piecewise, probe
 from dreamquant.samples import Samples
-from dreamquant.synthesis._loop import Callback, Group, class_count, cosine, optimize, precision, spread_labels
+from dreamquant.synthesis._loop import Callback, Group, arranged, class_count, cosine, optimize, precision, spread_labels
 from dreamquant.synthesis._procedural import procedural
+from dreamquant.transform.fold_batchnorm import fold_batchnorm
 
 PAPER = "this project: procedural images (see `fractal`) as the prior that BatchNorm statistics are elsewhere"
 NEEDS_BATCHNORM = False
@@ -38,9 +40,10 @@ def anchored(
     if coarse < 1:
         raise OptionError(f"anchored.coarse is {coarse}; at least one pixel is needed")
     generator = torch.Generator().manual_seed(seed)
-    graph = probe(network)
+    folded = fold_batchnorm(network)
+    graph = piecewise(probe(folded, features=False), at_once(folded, count, kept=True))
     _, std = network.input_statistics
-    start = procedural(network, count, generator)
+    start = arranged(procedural(network, count, generator))
     labels = spread_labels(count, class_count(network), generator)
     height, width = start.shape[2:]
     change = torch.zeros(count, len(std), -(-height // coarse), -(-width // coarse)).requires_grad_()
@@ -51,7 +54,7 @@ def anchored(
     def loss() -> Tensor:
         down, right, mirror = torch.rand(3, generator=generator).tolist()
         images = changed().roll((round((2 * down - 1) * shift * height), round((2 * right - 1) * shift * width)), (2, 3))
-        with precision():
+        with precision(network):
             seen = graph(images.flip(3) if mirror < 0.5 else images)
         direction = F.normalize(seen.embedding.float(), dim=1)
         alike = (direction.sum(0).square().sum() - count) / max(count * (count - 1), 1)

@@ -88,7 +88,7 @@ def dsg(
     weights = 1 + enhance * F.one_hot(torch.arange(count) % len(targets), len(targets))  # (samples, layers): I + 1 1^T
 
     def loss() -> Tensor:
-        with precision():
+        with precision(network):
             seen = graph(images)
         layers = []
         for feature, target, (delta, gamma) in zip(seen.features, targets, slacks, strict=True):

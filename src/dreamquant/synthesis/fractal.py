@@ -10,6 +10,7 @@ from dreamquant.synthesis._procedural import procedural
 
 PAPER = "Lee et al., Occlusion Models for Natural Images (IJCV 2001); Field, 1/f spectra of natural images (JOSA A 1987)"
 NEEDS_BATCHNORM = False
+MADE_APART = True  # each image, and no more than one is in memory
 
 
 def fractal(

@@ -54,7 +54,7 @@ def genie(
         maker = initialised(LatentGenerator(network.input_shape, latent, width), generator)
 
         def loss(latents: Tensor = latents, maker: torch.nn.Module = maker) -> Tensor:
-            with precision():
+            with precision(network):
                 images = maker(latents).float() * std + mean
                 seen = graph(arranged(images))
             total = input_distance(network, images, per_sample=True)

@@ -68,7 +68,7 @@ def psaq(
     def loss() -> Tensor:
         keep_to_pixels(network, images)
         seen = _jittered(images, jitter, generator)
-        with precision():
+        with precision(network):
             scores, layers = graph(seen)
         total = -torch.stack([patch_entropy(patches, bandwidth=bandwidth, points=points).mean() for patches in layers]).sum()
         if labels is not None:

@@ -58,7 +58,7 @@ def rsd(
     labels = spread_labels(count, classes, generator) if class_weight else None
 
     def loss() -> torch.Tensor:
-        with precision():
+        with precision(network):
             seen = graph(images)
         match = statistics_distance(seen.features, targets, per_sample=per_sample) / max(len(targets), 1)
         normal = input_distance(network, images, per_sample=per_sample)

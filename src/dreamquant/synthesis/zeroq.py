@@ -49,7 +49,7 @@ def zeroq(
     targets, graph = batch_norms(network), probe(network)
 
     def loss() -> torch.Tensor:
-        with precision():
+        with precision(network):
             seen = graph(images)
         match = statistics_distance(seen.features, targets, per_sample=True)
         return match + input_distance(network, images, per_sample=True)

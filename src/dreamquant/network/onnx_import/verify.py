@@ -15,7 +15,7 @@ from dreamquant.errors import ModelError
 from dreamquant.network.batch import difference, noise
 from dreamquant.network.front import as_fed
 from dreamquant.network.onnx_import.interface import ImageInput
-from dreamquant.runtime import opened, session_options
+from dreamquant.runtime import opened, run_options, session_options
 
 TOLERANCE = 1e-3  # of 1 + the largest output: two float32 runtimes differ by 1e-6 a layer, a wrong attribute by much more
 
@@ -69,7 +69,7 @@ def _run(model: Path | bytes, path: str, images: Tensor, names: Sequence[str]) -
     try:
         given = model if isinstance(model, bytes) else str(model)
         session = onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
-        values = session.run(names, {session.get_inputs()[0].name: images.numpy()})
+        values = session.run(names, {session.get_inputs()[0].name: images.numpy()}, run_options())
     except Exception as error:  # ONNX Runtime's errors have no common base
         reason = str(error).splitlines()[0]
         raise ModelError(f"{path}: ONNX Runtime cannot run it: {reason}") from error

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dreamquant.errors import OptionError, unknown
+from dreamquant.quantization.histogram import Values, values_of
 
 PAPER = "Banner et al., Post training 4-bit quantization of convolutional networks for rapid-deployment (ACIQ, NeurIPS 2019)"
 
@@ -15,7 +16,7 @@ DISTRIBUTIONS = ("laplace", "gauss", "auto")
 EVEN = math.sqrt(math.pi / (2 * math.e))
 
 
-def aciq(values: Tensor, *, bits: int, symmetric: bool, distribution: str = "laplace") -> tuple[Tensor, Tensor]:
+def aciq(values: Tensor | Values, *, bits: int, symmetric: bool, distribution: str = "laplace") -> tuple[Tensor, Tensor]:
     """The range whose clipping and rounding errors together are least for values of a known distribution.
 
     `laplace`: centre -+ k(bits) b, b the mean distance from the centre; `gauss`: sigma, the root of the mean squared distance, in
@@ -30,17 +31,18 @@ def aciq(values: Tensor, *, bits: int, symmetric: bool, distribution: str = "lap
     """
     if distribution not in DISTRIBUTIONS:
         raise OptionError(unknown("aciq.distribution", distribution, DISTRIBUTIONS))
-    flat = values.flatten(1)
-    sign = torch.where(flat.amax(1) <= 0, -1.0, 1.0)  # what has no positive value is turned round, and back in the end
+    values = values_of(values)
+    flat, weights = values.points, values.weights.to(values.points.dtype)
+    sign = torch.where(values.ends[1] <= 0, -1.0, 1.0)  # what has no positive value is turned round, and back in the end
     flat = flat * sign[:, None]
-    low, high = flat.aminmax(dim=1)
+    low, high = (torch.where(sign > 0, *pair) for pair in zip(values.ends, (-end for end in reversed(values.ends)), strict=True))
     half = low >= 0
-    middle = torch.zeros_like(low) if symmetric else flat.mean(1)
-    centre = torch.where(half, flat.median(1).values, middle).clamp(low, high)
+    middle = torch.zeros_like(low) if symmetric else (flat * weights).sum(1) / weights.sum(1)
+    centre = torch.where(half, _medians(flat, weights), middle).clamp(low, high)
     distance = flat - centre[:, None]
     distance = torch.where(half[:, None], distance.clamp(min=0), distance.abs())
-    count = torch.where(half, (distance > 0).sum(1).clamp(min=1), flat.shape[1])
-    b, sigma = distance.sum(1) / count, (distance.square().sum(1) / count).sqrt()
+    count = torch.where(half, ((distance > 0) * weights).sum(1).clamp(min=1), weights.sum(1))
+    b, sigma = (distance * weights).sum(1) / count, ((distance.square() * weights).sum(1) / count).sqrt()
     half_bits = bits if symmetric else bits + 1
     laplace = torch.where(half, clip(half_bits, "laplace"), clip(bits, "laplace")) * b
     gauss = torch.where(half, clip(half_bits, "gauss"), clip(bits, "gauss")) * sigma
@@ -48,6 +50,13 @@ def aciq(values: Tensor, *, bits: int, symmetric: bool, distribution: str = "lap
     low = torch.where(half, low, torch.maximum(low, centre - alpha))
     high = torch.minimum(high, centre + alpha)
     return torch.where(sign > 0, low, -high), torch.where(sign > 0, high, -low)
+
+
+def _medians(flat: Tensor, weights: Tensor) -> Tensor:
+    """The median of each group's values, of two in the middle the lower one."""
+    points, order = flat.sort(dim=1)
+    below = weights.double().gather(1, order).cumsum(1)
+    return points.gather(1, torch.searchsorted(below, below[:, -1:] / 2)).squeeze(1)
 
 
 @cache

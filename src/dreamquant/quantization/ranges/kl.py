@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dreamquant.errors import OptionError
-from dreamquant.quantization.histogram import counted
+from dreamquant.quantization.histogram import Values, values_of
 
 PAPER = "Migacz, 8-bit Inference with TensorRT (GTC 2017): entropy calibration"
 
@@ -15,9 +15,10 @@ VALUES = 8  # to a cell: with fewer, the divergence is that of chance
 STEP = 0.98  # from one candidate to the next
 EMPTY = 1e-4  # of a value: what an empty end cell counts where the values that were cut off land on it
 TINY = 1e-30
+TOGETHER = 1024  # candidates of all groups that are tried at once
 
 
-def kl(values: Tensor, *, bits: int, symmetric: bool, bins: int = 2048) -> tuple[Tensor, Tensor]:
+def kl(values: Tensor | Values, *, bits: int, symmetric: bool, bins: int = 2048) -> tuple[Tensor, Tensor]:
     """The range [max(min, -t), min(max, t)] after which the histogram, put on the grid's levels, has diverged least.
 
     For each t: P is the histogram within the range, values outside added to its end cells; Q is the histogram within the range
@@ -38,21 +39,24 @@ def kl(values: Tensor, *, bits: int, symmetric: bool, bins: int = 2048) -> tuple
     levels = 2**bits
     if bins < CELLS * levels:
         raise OptionError(f"kl.bins is {bins}; {bits} bits need at least {CELLS * levels}")
-    flat = values.flatten(1)
-    low, high = flat.aminmax(dim=1)
-    if flat.shape[1] < VALUES * CELLS * levels:
+    values = values_of(values)
+    low, high = values.ends
+    if values.count < VALUES * CELLS * levels:
         return low, high
-    cells = min(bins, flat.shape[1] // VALUES)
+    cells = min(bins, int(values.count) // VALUES)
     reach = torch.maximum(high, -low).clamp(min=TINY)
-    counts = _histogram(flat, reach, cells)
+    counts = values.cells(reach, cells)
     sums = _running_sums(counts)
     first = (low / reach * cells).floor().long().clamp(max=0)
     last = (high / reach * cells).ceil().long().clamp(min=0)
+    cuts = torch.tensor(list(_cuts(cells, levels // 2)))
+    divergences = [
+        _divergence(counts[rows], sums[:, rows], first[rows], last[rows], cuts, levels=levels, symmetric=symmetric)
+        for rows in torch.split(torch.arange(len(counts)), max(1, TOGETHER // len(cuts)))
+    ]
     best = torch.full_like(counts[:, 0], torch.inf)
     share = torch.ones_like(low)
-    for cut in _cuts(cells, levels // 2):
-        ends = first.clamp(min=-cut), last.clamp(max=cut)
-        divergence = _divergence(counts, sums, *ends, levels=levels, symmetric=symmetric)
+    for cut, divergence in zip(cuts.tolist(), torch.cat(divergences).unbind(1), strict=True):
         better = divergence < best - 1e-9
         best, share = torch.where(better, divergence, best), torch.where(better, cut / cells, share)
     enough = counts.sum(1) >= VALUES * CELLS * levels
@@ -68,31 +72,28 @@ def _cuts(cells: int, least: int) -> Iterator[int]:
         cut = min(cut - 1, int(cut * STEP))
 
 
-def _histogram(flat: Tensor, reach: Tensor, cells: int) -> Tensor:
-    """How many values other than 0 each cell of [-reach, reach] holds: (groups, 2 * cells), float64."""
-    rows = zip(flat, reach.tolist(), strict=True)
-    return torch.stack([counted(row[row != 0], 2 * cells, -end, end) for row, end in rows])
-
-
 def _running_sums(counts: Tensor) -> Tensor:
     """Sums of all cells before each of: the counts, the cells that hold values, count * log(count). (3, groups, cells + 1)."""
     parts = torch.stack([counts, (counts > 0).double(), torch.xlogy(counts, counts)])
     return torch.nn.functional.pad(parts.cumsum(2), (1, 0))
 
 
-def _divergence(counts: Tensor, sums: Tensor, first: Tensor, last: Tensor, *, levels: int, symmetric: bool) -> Tensor:
-    """KL(P || Q) per value of each group's range, from cell `first` up to cell `last` as counted from 0: (groups,)."""
-    low, high = first[:, None], last[:, None]
+def _divergence(
+    counts: Tensor, sums: Tensor, first: Tensor, last: Tensor, cuts: Tensor, *, levels: int, symmetric: bool
+) -> Tensor:
+    """KL(P || Q) per value of each group's ranges, from cell `first` up to cell `last` as counted from 0, within each of `cuts`
+    cells from 0: (groups, cuts)."""
+    low, high = torch.maximum(first[:, None], -cuts)[..., None], torch.minimum(last[:, None], cuts)[..., None]
     start, stop = (torch.minimum(low, -high), torch.maximum(high, -low)) if symmetric else (low, high)
     edges = (start + (stop - start) * (torch.arange(levels + 1) / levels)).round().long()
     edges = torch.maximum(torch.minimum(edges, high), low) + counts.shape[1] // 2
-    number, filled, entropy = sums.gather(2, edges.expand(3, *edges.shape))
-    inside, cells = number.diff(dim=1), filled.diff(dim=1).clamp(min=1)
-    divergence = entropy[:, -1] - entropy[:, 0] - torch.xlogy(inside, inside / cells).sum(1)
-    total = sums[0, :, -1]
-    for cell, outside, level in ((edges[:, 0], number[:, 0], 0), (edges[:, -1] - 1, total - number[:, -1], -1)):
-        count = counts.gather(1, cell.clamp(0, counts.shape[1] - 1)[:, None]).squeeze(1)
-        spread = torch.where(count > 0, inside[:, level] / cells[:, level], EMPTY)
+    number, filled, entropy = sums.gather(2, edges.flatten(1).expand(3, -1, -1)).view(3, *edges.shape)
+    inside, cells = number.diff(), filled.diff().clamp(min=1)
+    divergence = entropy[..., -1] - entropy[..., 0] - torch.xlogy(inside, inside / cells).sum(-1)
+    total = sums[0, :, -1:]
+    for cell, outside, level in ((edges[..., 0], number[..., 0], 0), (edges[..., -1] - 1, total - number[..., -1], -1)):
+        count = counts.gather(1, cell.clamp(0, counts.shape[1] - 1))
+        spread = torch.where(count > 0, inside[..., level] / cells[..., level], EMPTY)
         moved = torch.xlogy(count + outside, count + outside) - torch.xlogy(count, count) - torch.xlogy(outside, spread)
         divergence = divergence + torch.where(outside > 0, moved, 0.0)
-    return torch.where(number[:, -1] > number[:, 0], divergence / total, torch.inf)
+    return torch.where(number[..., -1] > number[..., 0], divergence / total, torch.inf)

@@ -4,16 +4,16 @@ import torch
 from torch import Tensor
 
 from dreamquant.quantization.grid import grid_of_range
-from dreamquant.quantization.histogram import summarize
+from dreamquant.quantization.histogram import Values, summarize, values_of
 
 PAPER = "Li et al., BRECQ (ICLR 2021), and Jeon et al., Genie (CVPR 2023): search of the clipping range"
 
 
-def mse(values: Tensor, *, bits: int, symmetric: bool, power: float = 2.4, steps: int = 100) -> tuple[Tensor, Tensor]:
+def mse(values: Tensor | Values, *, bits: int, symmetric: bool, power: float = 2.4, steps: int = 100) -> tuple[Tensor, Tensor]:
     """The range c * [min, max], c in {1, 1 - 1/steps, ..., 1/steps}, with the least mean |x - quantized x|^power."""
-    flat = values.flatten(1)
-    low, high = flat.aminmax(dim=1)
-    points, weights = summarize(flat)
+    values = values_of(values)
+    low, high = values.ends
+    points, weights = summarize(values)
     best = torch.full_like(low, torch.inf)
     best_ratio = torch.ones_like(low)
     for step in range(steps):
