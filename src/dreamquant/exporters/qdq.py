@@ -23,6 +23,7 @@ from dreamquant.errors import UnsupportedOperator
 from dreamquant.exporters.codebooks import comes_of, float_results, looked_up
 from dreamquant.exporters.onnx_emit import OPSETS, emit_network, newest_opset
 from dreamquant.exporters.packing import array, packed
+from dreamquant.exporters.pads import merge_pads, pad_integers
 from dreamquant.exporters.surgery import Surgery, with_tail
 from dreamquant.network.graph import Network, tensor_of
 from dreamquant.network.notes import notes
@@ -66,6 +67,7 @@ def to_onnx(student: Student) -> OnnxStudent:
     surgery.require_opset(opset)
     _fold(surgery, student)
     _update_constants(surgery, student, names, transposed)
+    merge_pads(surgery, student, names)
     constants: dict[str, tuple[str, str]] = {}
     floats = float_results(student, names)
     sources: dict[str, tuple[str, bool]] = {}
@@ -76,6 +78,9 @@ def to_onnx(student: Student) -> OnnxStudent:
             integers[tensor.quantizer.name] = _quantize_activation(surgery, tensor, names, sources, constants, floats)
         elif (value := _quantize_constant(surgery, student, tensor, names, transposed)) is not None:
             stored[tensor.quantizer.name] = Stored(value, tensor.node.name in transposed)
+    for tensor in tensors:
+        if tensor.quantizer.name in integers:
+            pad_integers(surgery, tensor, integers[tensor.quantizer.name])
     proto = surgery.finish()
     return OnnxStudent(proto, integers, stored | _left_as_they_are(student, proto, names, transposed), outputs)
 

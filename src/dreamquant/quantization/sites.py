@@ -1,4 +1,8 @@
-"""Sites: the tensors of a graph that a plan quantizes, and which of them share one grid."""
+"""Sites: the tensors of a graph that a plan quantizes, and which of them share one grid.
+
+Every grid has a level at zero. So zeros that the layer behind can add itself (`merged_padding`) need no grid of their own: what
+they surround has one, and the layer reads its levels and exact zeros.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +27,7 @@ from dreamquant.network.operators import (
     data_nodes,
     is_call,
 )
+from dreamquant.network.padding import PADS, merged_padding, pads_with_zeros
 from dreamquant.quantization.plan import Bits, Plan
 
 ACTIVATION_FUNCTIONS = CLIPPING | {
@@ -66,6 +71,7 @@ def activation_sites(graph: fx.Graph, plan: Plan, bits: Bits) -> list[Site]:
     wanted -= {node for node in wanted if _cannot_be_quantized(node) or _only_for_float_layers(node, plan)}
     if not plan.quantize_image:
         wanted.discard(nodes[0])
+    wanted -= {node for node in wanted if merged_padding(node) is not None and data_inputs(node)[0] in wanted}
     ordered = [node for node in nodes if node in wanted]
     groups = _groups(ordered) if plan.placement == "integer" else {node: (node,) for node in ordered}
     sources = [(layer, _sources(layer)) for layer in weighted_nodes(graph)]
@@ -194,9 +200,7 @@ def is_passthrough(node: fx.Node) -> bool:
         return False
     if node.target is aten.pad.default and len(node.args) > 2 and node.args[2] != "constant":
         return True
-    if node.target in (aten.pad.default, aten.constant_pad_nd.default):
-        return (node.args[-1] if isinstance(node.args[-1], int | float) else 0) == 0
-    return True
+    return node.target not in PADS or pads_with_zeros(node)
 
 
 def _integer_capable(node: fx.Node) -> bool:
