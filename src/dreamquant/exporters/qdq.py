@@ -11,6 +11,7 @@ where it changes nothing: without it ONNX Runtime would round these to 8 bits, w
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch import Tensor, fx
 
 from dreamquant.errors import UnsupportedOperator
 from dreamquant.exporters.codebooks import comes_of, float_results, looked_up
+from dreamquant.exporters.float_layers import float_layers
 from dreamquant.exporters.onnx_emit import OPSETS, emit_network, newest_opset
 from dreamquant.exporters.packing import array, packed
 from dreamquant.exporters.pads import merge_pads, pad_integers
@@ -69,14 +71,15 @@ def to_onnx(student: Student) -> OnnxStudent:
     _update_constants(surgery, student, names, transposed)
     merge_pads(surgery, student, names)
     constants: dict[str, tuple[str, str]] = {}
-    floats = float_results(student, names)
+    in_float = float_layers(student)
+    floats = float_results(student, names, in_float)
     sources: dict[str, tuple[str, bool]] = {}
     integers: Names = {}
     stored: dict[str, Stored] = {}
     for tensor in tensors:
         if tensor.kind == "activation":
             integers[tensor.quantizer.name] = _quantize_activation(surgery, tensor, names, sources, constants, floats)
-        elif (value := _quantize_constant(surgery, student, tensor, names, transposed)) is not None:
+        elif (value := _constant(surgery, student, tensor, names, transposed, in_float)) is not None:
             stored[tensor.quantizer.name] = Stored(value, tensor.node.name in transposed)
     for tensor in tensors:
         if tensor.quantizer.name in integers:
@@ -229,10 +232,16 @@ def _quantize_activation(
     return integers
 
 
-def _quantize_constant(
-    surgery: Surgery, student: Student, tensor: QuantizedTensor, names: Names, transposed: set[str]
+def _constant(
+    surgery: Surgery,
+    student: Student,
+    tensor: QuantizedTensor,
+    names: Names,
+    transposed: set[str],
+    in_float: Collection[fx.Node],
 ) -> str | None:
-    """A stored tensor becomes integers -> DequantizeLinear, or indices -> levels, for the layers that read it.
+    """A stored tensor becomes integers -> DequantizeLinear, or indices -> levels, for the layers that read it; where all of these
+    run in float, floats on the levels.
 
     A weight is dequantized once for all its layers; a bias has a grid of its own in each. Returns the name of the result, None
     where no layer was left to read it.
@@ -245,7 +254,10 @@ def _quantize_constant(
         return None
     value = tensor_of(student.network.graph, tensor.node)
     turned = tensor.node.name in transposed
-    if tensor.kind == "weight" and isinstance(tensor.grid, Codebook):
+    if all(user in in_float for user in tensor.quantizer.users):
+        levels = _grid(tensor).fake(value)
+        result = surgery.constant(f"{name}_levels", array(levels.t() if turned else levels))
+    elif tensor.kind == "weight" and isinstance(tensor.grid, Codebook):
         result = looked_up(surgery, name, tensor.grid, value, transposed=turned)
     else:
         result = _dequantized(surgery, name, tensor, value, transposed=turned)
