@@ -51,13 +51,14 @@ class OnnxStudent(NamedTuple):
 
     `integers`: by the student's activation quantizers, the values that hold their integers. `stored`: by the quantizers of
     weights and biases, and by the nodes of stored tensors that layers read as they are, the values that hold these. `outputs`:
-    the values that the student's graph gives.
+    the values that the student's graph gives. `names`: the values of its nodes.
     """
 
     proto: onnx.ModelProto
     integers: Names
     stored: dict[str, Stored]
     outputs: tuple[str, ...]
+    names: Names
 
 
 def to_onnx(student: Student) -> OnnxStudent:
@@ -85,7 +86,7 @@ def to_onnx(student: Student) -> OnnxStudent:
         if tensor.quantizer.name in integers:
             pad_integers(surgery, tensor, integers[tensor.quantizer.name])
     proto = surgery.finish()
-    return OnnxStudent(proto, integers, stored | _left_as_they_are(student, proto, names, transposed), outputs)
+    return OnnxStudent(proto, integers, stored | _left_as_they_are(student, proto, names, transposed), outputs, names)
 
 
 def check_writable(network: Network, plan: Plan, bits: str) -> None:
