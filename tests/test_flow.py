@@ -49,6 +49,7 @@ def test_the_flow(folded: Path, tmp_path: Path) -> None:
         "held_out_synthesis",
         "choice",
         "allocation",
+        "fastest",
         "quantization",
         "reconstruction",
         "training",

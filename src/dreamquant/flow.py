@@ -22,6 +22,7 @@ from torch import nn
 
 from dreamquant.allocation import Allocation, LayerDamage, allocate, sensitivities
 from dreamquant.assess.assess import Assessment, assess
+from dreamquant.assess.fastest import Fastest, hastened
 from dreamquant.assess.probes import stages as probe_stages
 from dreamquant.assess.trust import unlike
 from dreamquant.errors import OptionError
@@ -76,6 +77,7 @@ class Result:
     network: Network
     student: Student
     threads: int
+    fastest: Fastest | None = None
 
     def summary(self) -> dict[str, Any]:
         """Everything but the images and the networks, ready for JSON."""
@@ -91,6 +93,9 @@ class Result:
             "agreement": asdict(self.assessment.agreement) | {"interval": self.assessment.agreement.interval},
             "outputs": [asdict(output) for output in self.network.outputs],
             "latency": asdict(self.assessment.latency),
+            "fast": self.assessment.fast,
+            "layer_times": [asdict(layer) for layer in self.assessment.layer_times],
+            "fastest": None if self.fastest is None else asdict(self.fastest),
             "trust": None if self.assessment.trust is None else asdict(self.assessment.trust),
             "trust_unknown": self.assessment.trust_unknown,
             "probes": [asdict(probe) for probe in self.assessment.probes],
@@ -135,6 +140,7 @@ def run(
     seed: int = 0,
     run_dir: str | os.PathLike[str] | None = None,
     estimate: bool = True,
+    fastest: bool = False,
     progress: Progress | None = None,
     announce: Callable[[str], None] | None = None,
     **loading: Unpack[Loading],
@@ -145,9 +151,10 @@ def run(
     `settings` are `stage.option=value`. Where there are `images` that may be used, a folder, .zip or .npz, they calibrate in
     place of the recipe's, or with `mix` beside them, and some of them are held out to measure on; `resize` is as in
     `LabelledImages.batches`. With `run_dir`, samples and reconstructed units are kept there and a run with the same recipe and
-    seed goes on from them. With `estimate`, the loss of accuracy is told from the answers on more images. `announce` hears,
-    before the work begins, what will be done, why, and how long it may take. Raises a `DreamQuantError` for whatever cannot be
-    done; `output` is then as it was.
+    seed goes on from them. With `fastest`, a file that is no faster than float leaves in float what makes it faster; which
+    tensors these are, and so the file, depends on times that were taken. With `estimate`, the loss of accuracy is told from the
+    answers on more images. `announce` hears, before the work begins, what will be done, why, and how long it may take. Raises a
+    `DreamQuantError` for whatever cannot be done; `output` is then as it was.
     """
     path, seed = Path(output), check_seed(seed)
     _check_output(model, path)
@@ -190,7 +197,11 @@ def run(
         **chosen.allocation.options,
     )
     clock.lap("allocation")
-    student = quantize(network, samples, bits=chosen.quantization.bits, plan=allocation.plan)
+    final, hurried = allocation.plan, None
+    if fastest:
+        final, hurried = hastened(network, samples, allocation.plan, width, telling(progress, "timing what may be in float"))
+    clock.lap("fastest")
+    student = quantize(network, samples, bits=chosen.quantization.bits, plan=final)
     clock.lap("quantization")
     student = reconstruct(
         student,
@@ -215,7 +226,7 @@ def run(
         )
     clock.lap("training")
     _check_run_folder(run_dir)
-    artifact = export(student, path, samples, metadata=_metadata(chosen, seed, samples, choice))
+    artifact = export(student, path, samples, metadata=_metadata(chosen, seed, samples, choice, hurried))
     clock.lap("export")
     probes = [
         dreamer(what, method, count, (seed + 2) % SEEDS, options, confidence=False)
@@ -227,7 +238,9 @@ def run(
     assessment = assess(network, student, artifact, held_out, probes, learned=learned, **why)
     clock.lap("assessment")
     threads = torch.get_num_threads()
-    result = Result(artifact, assessment, chosen, seed, clock.seconds, samples, choice, allocation, network, student, threads)
+    result = Result(
+        artifact, assessment, chosen, seed, clock.seconds, samples, choice, allocation, network, student, threads, hurried
+    )
     if run_dir is not None:
         atomic_write(Path(run_dir) / RESULT, json.dumps(result.summary(), indent=2).encode())
     return result
@@ -330,11 +343,12 @@ class _Dreamer:
         return samples
 
 
-def _metadata(recipe: Recipe, seed: int, samples: Samples, choice: Choice) -> dict[str, str]:
+def _metadata(recipe: Recipe, seed: int, samples: Samples, choice: Choice, hurried: Fastest | None) -> dict[str, str]:
     made = {
         "calibration": {"method": samples.method, "images": len(samples)},
         "recipe": recipe.model_dump(exclude_none=True, exclude={"published"}),
         "ranges": choice.sentence(),
+        "fastest": None if hurried is None else str(hurried),
         "seed": seed,
         "threads": torch.get_num_threads(),
         "versions": versions(),

@@ -68,6 +68,10 @@ def print_result(result: Result, report: Path | None = None) -> None:
     chosen = result.recipe
     screen = console()
     table = Table(Column(), Column(overflow="fold"), box=None, show_header=False)
+    if not assessment.fast:
+        table.add_row(
+            "slow", f"{assessment.too_slow()}{'' if result.fastest else '; --fastest leaves in float what is faster so'}"
+        )
     table.add_row("file", f"{result.artifact.path}  ({chosen.quantization.bits}, plan {chosen.quantization.plan})")
     space = result.network.space
     table.add_row("input", space.sentence())
@@ -112,6 +116,8 @@ def print_result(result: Result, report: Path | None = None) -> None:
         f"{latency.b_ms:.2f} ms, float {latency.a_ms:.2f} ms: {latency.ratio:.2f} times as fast"
         f" ({latency.runtime}, {latency.threads} thread, batch {latency.batch})",
     )
+    if result.fastest is not None:
+        table.add_row("fastest", str(result.fastest))
     if chosen.because:
         table.add_row("chosen", chosen.because)
     stage = chosen.synthesis

@@ -69,7 +69,7 @@ def test_a_half_precision_output_that_is_further_off_than_its_type_rounds_is_ref
     found = dreamquant.load(tmp_path / "given.onnx", pixels="0..1")
     samples = dreamquant.synthesize(found, 8, method="fractal")
     student = dreamquant.quantize(found, samples)
-    proto, integers, stored, _ = to_onnx(student)
+    proto, integers, stored, *_ = to_onnx(student)
     cast = next(node for node in proto.graph.node if node.output[0] == "y")
     proto.graph.initializer.append(numpy_helper.from_array(np.float32(1.01), "more"))
     proto.graph.node.insert(len(proto.graph.node) - 1, helper.make_node("Mul", [cast.input[0], "more"], ["spoilt"]))

@@ -49,7 +49,7 @@ def written(
     student: Student, folder: Path, tampered: int | None = None, by: float = 8
 ) -> tuple[Path, Mapping[str, str], Mapping[str, Stored]]:
     """The student's file and its integers' names; the weights of one layer may be some times what they should be."""
-    proto, integers, stored, _ = to_onnx(student)
+    proto, integers, stored, *_ = to_onnx(student)
     if tampered is not None:
         _, tensor = weights_and_scales(proto)[tampered]
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(by), tensor.name))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dreamquant.assess.agreement import Agreement, LayerError, agreement, layer_errors
 from dreamquant.assess.latency import Latency, compare_latency
+from dreamquant.assess.layer_times import LayerTime, layer_times
 from dreamquant.assess.probes import Probe, probe
 from dreamquant.assess.trust import Trust, against, beyond, trust, unlike
 from dreamquant.exporters.export import Artifact
@@ -20,6 +21,8 @@ from dreamquant.runtime import onnx_runner
 from dreamquant.samples import Samples
 
 LAYER_SAMPLES = 16
+WORTH = 1.02  # times as fast as the float file: less is none that a user would notice, or timing can be sure of
+COSTLY = 3  # layers that are named
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Assessment:
     """`agreement` is between the float network and the exported file in ONNX Runtime, on held-out samples; sizes in bytes.
 
     `trust` is the loss of accuracy that the answers on probes tell; where it is None, `trust_unknown` says why, in sentences.
+    `layer_times` are of a file that is not `fast`.
     """
 
     agreement: Agreement
@@ -38,6 +42,20 @@ class Assessment:
     probes: list[Probe] = field(default_factory=list)
     trust: Trust | None = None
     trust_unknown: list[str] = field(default_factory=list)
+    layer_times: list[LayerTime] = field(default_factory=list)
+
+    @property
+    def fast(self) -> bool:
+        """Whether the file is faster than the float file by more than what timing may be off."""
+        return self.latency.ratio >= WORTH
+
+    def too_slow(self) -> str:
+        """That the file is no faster than the float file, and which layers cost most; empty where it is."""
+        if self.fast:
+            return ""
+        costly = [str(one) for one in self.layer_times if one.ms > one.float_ms][:COSTLY]
+        most = f"; most beyond the float file take {', '.join(costly)}" if costly else ""
+        return f"no faster than the float file: {self.latency.ratio:.2f} times as fast{most}"
 
 
 def assess(
@@ -62,10 +80,9 @@ def assess(
     answers = [probe(network, runner, samples) for samples in probes]
     with tempfile.TemporaryDirectory() as folder:
         reference = float_file(network, Path(folder))
-        batch = network.batch or runner.batch or onnx_runner(reference).batch or 1
-        latency = compare_latency(
-            reference, artifact.path, input_shape=network.input_shape, batch=batch, layout=network.space.layout
-        )
+        latency = timed(network, reference, artifact.path)
+        slow = latency.ratio < WORTH
+        times = layer_times(network, student, reference, artifact.path, artifact.values) if slow else []
         size = reference.stat().st_size
     agreed = agreement(network.outputs, expected, actual)
     unknown = unlike(network) or (beyond(answers) if answers else [unasked])
@@ -81,7 +98,14 @@ def assess(
         probes=answers,
         trust=None if unknown else told,
         trust_unknown=unknown,
+        layer_times=times,
     )
+
+
+def timed(network: Network, reference: Path, path: Path) -> Latency:
+    """Time of a float file of the network and of another of its files, in turns, on batches that both take."""
+    batch = network.batch or onnx_runner(path).batch or onnx_runner(reference).batch or 1
+    return compare_latency(reference, path, input_shape=network.input_shape, batch=batch, layout=network.space.layout)
 
 
 def float_file(network: Network, folder: Path) -> Path:

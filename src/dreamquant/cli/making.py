@@ -74,6 +74,10 @@ def quantize(
     estimate: Annotated[
         bool, typer.Option("--estimate/--no-estimate", help="tell the loss of accuracy from the answers on more images")
     ] = True,
+    fastest: Annotated[
+        bool,
+        typer.Option("--fastest", help="where the file is no faster than float: leave in float what is faster so, by timing"),
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -99,6 +103,7 @@ def quantize(
             seed=seed,
             run_dir=run_dir,
             estimate=estimate,
+            fastest=fastest,
             progress=progress,
             announce=None if quiet or as_json else announce,
         )

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Set
 
 import numpy as np
 from onnx import TensorProto
-from torch import Tensor
+from torch import Tensor, fx
 
 from dreamquant.exporters.packing import array, packed
 from dreamquant.exporters.surgery import Surgery
@@ -57,9 +57,10 @@ def looked_up(surgery: Surgery, name: str, codebook: Codebook, value: Tensor, *,
     return result
 
 
-def float_results(student: Student, names: Mapping[str, str]) -> set[str]:
-    """What is computed by layers whose weights are floats to ONNX Runtime: left in float, or looked up."""
-    layers = set(student.float_layers())
+def float_results(student: Student, names: Mapping[str, str], in_float: Mapping[fx.Node, bool]) -> set[str]:
+    """What is computed by layers whose weights are floats to ONNX Runtime: left in float, looked up, or levels `in_float` (as by
+    `float_layers`) of what reads integers."""
+    layers = set(student.float_layers()) | {node.name for node, reads in in_float.items() if reads}
     for tensor in student.tensors():
         if isinstance(tensor.grid, Codebook):
             layers |= {layer.name for layer in tensor.quantizer.users}

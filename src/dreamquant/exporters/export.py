@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from onnx import helper
@@ -26,13 +26,15 @@ class Artifact:
     """An exported file, its size in bytes, and how far it and its student are apart.
 
     `outputs` are the values in the file that the student gives: the file's outputs or, of those behind what is left of a file
-    where sizes depend on values, what that reads.
+    where sizes depend on values, what that reads. `values`: what the file calls the nodes of the student's
+    graph.
     """
 
     path: Path
     size: int
     verification: Verification
     outputs: tuple[str, ...] = ()
+    values: Mapping[str, str] = field(default_factory=dict)
 
 
 @plain_torch()
@@ -47,7 +49,7 @@ def export(
     path = Path(path)
     check_format(path)
     samples.check(student.network.input_shape)
-    proto, integers, stored, outputs = to_onnx(student)
+    proto, integers, stored, outputs, names = to_onnx(student)
     network = student.network
     properties = {entry.key: entry.value for entry in proto.metadata_props} | {
         "dreamquant.bits": str(student.bits),
@@ -62,7 +64,7 @@ def export(
     with atomic_path(path) as temporary:
         temporary.write_bytes(proto.SerializeToString())
         verification = verify(student, temporary, network.space.snapped(samples.images), integers, stored, outputs)
-    return Artifact(path, path.stat().st_size, verification, outputs)
+    return Artifact(path, path.stat().st_size, verification, outputs, names)
 
 
 def check_format(path: Path) -> None:

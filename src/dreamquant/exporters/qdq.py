@@ -11,6 +11,7 @@ where it changes nothing: without it ONNX Runtime would round these to 8 bits, w
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,8 +22,10 @@ from torch import Tensor, fx
 
 from dreamquant.errors import UnsupportedOperator
 from dreamquant.exporters.codebooks import comes_of, float_results, looked_up
+from dreamquant.exporters.float_layers import float_layers
 from dreamquant.exporters.onnx_emit import OPSETS, emit_network, newest_opset
 from dreamquant.exporters.packing import array, packed
+from dreamquant.exporters.pads import merge_pads, pad_integers
 from dreamquant.exporters.surgery import Surgery, with_tail
 from dreamquant.network.graph import Network, tensor_of
 from dreamquant.network.notes import notes
@@ -48,13 +51,14 @@ class OnnxStudent(NamedTuple):
 
     `integers`: by the student's activation quantizers, the values that hold their integers. `stored`: by the quantizers of
     weights and biases, and by the nodes of stored tensors that layers read as they are, the values that hold these. `outputs`:
-    the values that the student's graph gives.
+    the values that the student's graph gives. `names`: the values of its nodes.
     """
 
     proto: onnx.ModelProto
     integers: Names
     stored: dict[str, Stored]
     outputs: tuple[str, ...]
+    names: Names
 
 
 def to_onnx(student: Student) -> OnnxStudent:
@@ -66,18 +70,23 @@ def to_onnx(student: Student) -> OnnxStudent:
     surgery.require_opset(opset)
     _fold(surgery, student)
     _update_constants(surgery, student, names, transposed)
+    merge_pads(surgery, student, names)
     constants: dict[str, tuple[str, str]] = {}
-    floats = float_results(student, names)
+    in_float = float_layers(student)
+    floats = float_results(student, names, in_float)
     sources: dict[str, tuple[str, bool]] = {}
     integers: Names = {}
     stored: dict[str, Stored] = {}
     for tensor in tensors:
         if tensor.kind == "activation":
             integers[tensor.quantizer.name] = _quantize_activation(surgery, tensor, names, sources, constants, floats)
-        elif (value := _quantize_constant(surgery, student, tensor, names, transposed)) is not None:
+        elif (value := _constant(surgery, student, tensor, names, transposed, in_float)) is not None:
             stored[tensor.quantizer.name] = Stored(value, tensor.node.name in transposed)
+    for tensor in tensors:
+        if tensor.quantizer.name in integers:
+            pad_integers(surgery, tensor, integers[tensor.quantizer.name])
     proto = surgery.finish()
-    return OnnxStudent(proto, integers, stored | _left_as_they_are(student, proto, names, transposed), outputs)
+    return OnnxStudent(proto, integers, stored | _left_as_they_are(student, proto, names, transposed), outputs, names)
 
 
 def check_writable(network: Network, plan: Plan, bits: str) -> None:
@@ -224,10 +233,16 @@ def _quantize_activation(
     return integers
 
 
-def _quantize_constant(
-    surgery: Surgery, student: Student, tensor: QuantizedTensor, names: Names, transposed: set[str]
+def _constant(
+    surgery: Surgery,
+    student: Student,
+    tensor: QuantizedTensor,
+    names: Names,
+    transposed: set[str],
+    in_float: Collection[fx.Node],
 ) -> str | None:
-    """A stored tensor becomes integers -> DequantizeLinear, or indices -> levels, for the layers that read it.
+    """A stored tensor becomes integers -> DequantizeLinear, or indices -> levels, for the layers that read it; where all of these
+    run in float, floats on the levels.
 
     A weight is dequantized once for all its layers; a bias has a grid of its own in each. Returns the name of the result, None
     where no layer was left to read it.
@@ -240,7 +255,10 @@ def _quantize_constant(
         return None
     value = tensor_of(student.network.graph, tensor.node)
     turned = tensor.node.name in transposed
-    if tensor.kind == "weight" and isinstance(tensor.grid, Codebook):
+    if all(user in in_float for user in tensor.quantizer.users):
+        levels = _grid(tensor).fake(value)
+        result = surgery.constant(f"{name}_levels", array(levels.t() if turned else levels))
+    elif tensor.kind == "weight" and isinstance(tensor.grid, Codebook):
         result = looked_up(surgery, name, tensor.grid, value, transposed=turned)
     else:
         result = _dequantized(surgery, name, tensor, value, transposed=turned)

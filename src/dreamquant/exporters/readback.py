@@ -97,19 +97,29 @@ def _constants(proto: onnx.ModelProto, names: Iterable[str]) -> dict[str, Array]
 
 
 def _grids(student: Student, proto: onnx.ModelProto, integers: Mapping[str, str]) -> int:
-    """Compare scale and zero point of every QuantizeLinear and DequantizeLinear of an activation; returns how many there are."""
-    nodes = [
-        (next(name for name in (*node.output[:1], node.input[0]) if name in integers.values()), node)
-        for node in proto.graph.node
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and {node.output[0], node.input[0]} & set(integers.values())
-    ]
-    values = _constants(proto, {name for _, node in nodes for name in node.input[1:]})
+    """Compare scale and zero point of every QuantizeLinear and DequantizeLinear of an activation, and what integers are padded
+    with; returns how many there are."""
     grids = {integers[t.quantizer.name]: (t.node.name, t.grid) for t in student.tensors() if t.quantizer.name in integers}
-    for integer, node in nodes:
+    stated: list[tuple[str, str, str]] = []  # by integers: which number, and the value that holds it
+    made = set()
+    for node in proto.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in grids:
+            stated += zip([node.input[0]] * 2, _NUMBERS, node.input[1:], strict=True)
+        elif node.op_type == "QuantizeLinear" and node.output[0] in grids:
+            stated += zip([node.output[0]] * 2, _NUMBERS, node.input[1:], strict=True)
+            made.add(node.output[0])
+        elif node.op_type == "Pad" and node.output[0] in grids:
+            stated.append((node.output[0], "zero point", node.input[2]))
+            made.add(node.output[0])
+    values = _constants(proto, {value for _, _, value in stated})
+    for integer, number, value in stated:
         name, grid = grids[integer]
         assert isinstance(grid, Grid)
-        for what, expected, found in zip(("scale", "zero point"), (grid.scale, grid.zero_point), node.input[1:], strict=True):
-            _compare(f"{what} of {name}", array(expected.reshape(())), values[found])
-    if len(nodes) < 2 * len(integers):
+        expected = grid.scale if number == "scale" else grid.zero_point
+        _compare(f"{number} of {name}", array(expected.reshape(())), values[value])
+    if made != set(grids):
         raise VerificationError(f"{_REFUSED}: of {len(integers)} quantized tensors some are not quantized in it")
-    return 2 * len(nodes)
+    return len(stated)
+
+
+_NUMBERS = ("scale", "zero point")

@@ -1,9 +1,13 @@
-"""Sites: the tensors of a graph that a plan quantizes, and which of them share one grid."""
+"""Sites: the tensors of a graph that a plan quantizes, and which of them share one grid.
+
+Every grid has a level at zero. So zeros that the layer behind can add itself (`merged_padding`) need no grid of their own: what
+they surround has one, and the layer reads its levels and exact zeros.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +19,7 @@ from dreamquant.network.operators import (
     CLIPPING,
     CONVOLUTIONS,
     INTEGER_CAPABLE,
+    LINEARS,
     PARTIAL,
     PASSTHROUGH,
     PRODUCTS,
@@ -23,6 +28,7 @@ from dreamquant.network.operators import (
     data_nodes,
     is_call,
 )
+from dreamquant.network.padding import PADS, merged_padding, pads_with_zeros
 from dreamquant.quantization.plan import Bits, Plan
 
 ACTIVATION_FUNCTIONS = CLIPPING | {
@@ -66,6 +72,7 @@ def activation_sites(graph: fx.Graph, plan: Plan, bits: Bits) -> list[Site]:
     wanted -= {node for node in wanted if _cannot_be_quantized(node) or _only_for_float_layers(node, plan)}
     if not plan.quantize_image:
         wanted.discard(nodes[0])
+    wanted -= {node for node in wanted if merged_padding(node) is not None and data_inputs(node)[0] in wanted}
     ordered = [node for node in nodes if node in wanted]
     groups = _groups(ordered) if plan.placement == "integer" else {node: (node,) for node in ordered}
     sources = [(layer, _sources(layer)) for layer in weighted_nodes(graph)]
@@ -75,6 +82,62 @@ def activation_sites(graph: fx.Graph, plan: Plan, bits: Bits) -> list[Site]:
         widest[deciders] = max(widest.get(deciders, 0), width[node])
     alone = Counter(groups.values())
     return [site for node in ordered for site in _sites(node, groups[node], widest[groups[node]], plan, alone[groups[node]] == 1)]
+
+
+def worthwhile(sites: list[Site], float_tensors: Collection[str]) -> list[Site]:
+    """The sites that are left where some tensors, named by their grids, stay in float.
+
+    With them go those that no operation computes in integers any more, neither what makes the tensor nor what reads it: there a
+    grid costs time and accuracy, and earns nothing.
+    """
+    kept = [site for site in sites if site.name not in float_tensors]
+    while len(kept) < len(sites):
+        read = {(site.node, user) for site in kept for user in site.users}
+        given = {site.node for site in kept}
+        useful = [site for site in kept if _runs_in_integers(_maker(site.node), read, given) or _is_read(site, read, given)]
+        if len(useful) == len(kept):
+            break
+        kept = useful
+    return kept
+
+
+def _runs_in_integers(node: fx.Node, read: Collection[tuple[fx.Node, fx.Node]], given: Collection[fx.Node]) -> bool:
+    """Whether an operation has an integer form, and all that this asks for on grids: (tensor, reader) in `read`, `given`."""
+    if _moves(node) or not (is_call(node, COMPUTE) or _integer_capable(node)):
+        return False
+    return all(_is_on_grid(source, node, read) for source in data_inputs(node)) and (
+        merged_result(node) in given or is_call(node, LINEARS | PRODUCTS)
+    )
+
+
+def _is_on_grid(source: fx.Node, reader: fx.Node, read: Collection[tuple[fx.Node, fx.Node]]) -> bool:
+    """Whether a reader finds a tensor on a grid, its own or that of what it rearranges."""
+    while (source, reader) not in read and is_passthrough(source):
+        source, reader = data_inputs(source)[0], source
+    return (source, reader) in read
+
+
+def _moves(node: fx.Node) -> bool:
+    """Whether an operation computes nothing: it rearranges a tensor, or joins several."""
+    return is_passthrough(node) or is_call(node, {aten.cat.default})
+
+
+def _maker(node: fx.Node) -> fx.Node:
+    """The operation that a tensor's values come of."""
+    while is_passthrough(node) or is_call(node, CLIPPING):
+        node = data_inputs(node)[0]
+    return node
+
+
+def _is_read(site: Site, read: Collection[tuple[fx.Node, fx.Node]], given: Collection[fx.Node]) -> bool:
+    """Whether an operation that reads a site's tensor, or what merely moves its values, runs in integers."""
+    waiting = list(site.users)
+    while waiting:
+        user = waiting.pop()
+        if _runs_in_integers(user, read, given):
+            return True
+        waiting += user.users if _moves(user) else ()
+    return False
 
 
 def _cannot_be_quantized(node: fx.Node) -> bool:
@@ -162,7 +225,7 @@ def _integer(nodes: list[fx.Node], plan: Plan) -> set[fx.Node]:
     feeds = _feeds_compute(nodes, plan)
     wanted: set[fx.Node] = set()
     for node in nodes:
-        result = _merged_result(node)
+        result = merged_result(node)
         if _computes(node, plan):
             wanted.update(data_inputs(node))
             if feeds[result] or is_call(node, CONVOLUTIONS):
@@ -194,9 +257,7 @@ def is_passthrough(node: fx.Node) -> bool:
         return False
     if node.target is aten.pad.default and len(node.args) > 2 and node.args[2] != "constant":
         return True
-    if node.target in (aten.pad.default, aten.constant_pad_nd.default):
-        return (node.args[-1] if isinstance(node.args[-1], int | float) else 0) == 0
-    return True
+    return node.target not in PADS or pads_with_zeros(node)
 
 
 def _integer_capable(node: fx.Node) -> bool:
@@ -205,7 +266,7 @@ def _integer_capable(node: fx.Node) -> bool:
     return is_call(node, INTEGER_CAPABLE)
 
 
-def _merged_result(node: fx.Node) -> fx.Node:
+def merged_result(node: fx.Node) -> fx.Node:
     """The tensor that leaves a layer with the clipping activation that follows it merged in."""
     user = next(iter(node.users)) if len(node.users) == 1 else None
     return user if user is not None and is_call(user, CLIPPING) else node

@@ -18,7 +18,7 @@ from dreamquant.network.operators import WEIGHTED, argument, bias_node, data_nod
 from dreamquant.quantization.codebook import Codebook
 from dreamquant.quantization.grid import FakeQuantize, Grid
 from dreamquant.quantization.plan import Bits, Plan, change_plan
-from dreamquant.quantization.sites import activation_sites, weighted_nodes
+from dreamquant.quantization.sites import activation_sites, weighted_nodes, worthwhile
 from dreamquant.quantization.walk import quantizer_of
 
 
@@ -90,7 +90,7 @@ def prepare(network: Network, plan: Plan, bits: Bits) -> tuple[Student, dict[str
     sites = activation_sites(graph.graph, plan, bits)
     anyhow = activation_sites(graph.graph, change_plan(plan, layers={}), bits) if plan.layers else []
     _check_tensors(plan, {site.name for site in (*sites, *anyhow)})  # a layer that is left float may take its tensors along
-    sites = [site for site in sites if site.name not in plan.float_tensors]
+    sites = worthwhile(sites, plan.float_tensors)
     widths: dict[str, int] = {}
     deciders: dict[str, tuple[fx.Node, ...]] = {}
     for site in sites:

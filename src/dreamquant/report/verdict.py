@@ -134,6 +134,10 @@ def cautions(result: Result, measures: DreamMeasures | None) -> list[str]:
         _about_agreement(assessment.agreement),
         *_about_input(result.network.space),
     ]
+    if not assessment.fast:
+        found.insert(0, f"The file is {assessment.too_slow()}.")
+    if result.fastest is not None:
+        found.append(f"What is left in float was found by timing, another run may find other tensors: {result.fastest}.")
     found += [f"{sentence(str(output))}." for output in result.network.outputs if not output.certain]
     found += _about_dreams(measures)
     if result.student.bits.weights < 8:
