@@ -37,18 +37,17 @@ def settle_biases(student: Student, images: Tensor) -> None:
 
     biases = {node: unquantized(bias) for node in graph.graph.nodes if is_call(node, WEIGHTED) and (bias := bias_node(node))}
     own = {node: stored for node, stored in biases.items() if len(stored.users) == 1}  # others share errors of several layers
-    errors: list[tuple[int, Tensor]] = []
+    errors: list[Tensor] = []  # of pieces of images, (N, C)
     shape: list[int] = []
 
     def look(node: fx.Node, quantized: Tensor, exact: Tensor) -> None:
         channel = quantized.dim() - 1 if node.target is torch.ops.aten.linear.default else 1
-        axes = [axis for axis in range(quantized.dim()) if axis != channel]
-        errors.append((len(quantized), (quantized - exact).mean(axes)))
+        axes = [axis for axis in range(1, quantized.dim()) if axis != channel]
+        errors.append((quantized - exact).mean(axes) if axes else quantized - exact)
         shape[:] = [-1 if axis == channel else 1 for axis in range(quantized.dim())]
 
     def settle(node: fx.Node) -> Tensor:
-        count = sum(number for number, _ in errors)
-        error = sum((mean * (number / count) for number, mean in errors), torch.zeros(()))
+        error = _expected(torch.cat(errors))
         errors.clear()
         keep_float(graph, own[node])
         set_tensor(graph, own[node], tensor_of(graph, own[node]) - error)
@@ -56,6 +55,17 @@ def settle_biases(student: Student, images: Tensor) -> None:
 
     walk_by_layers(student.network, images, own, look, settle)
     rebase_biases(student)
+
+
+def _expected(errors: Tensor) -> Tensor:
+    """The mean error (C,) that other images are to be corrected by, from those of some images (N, C).
+
+    Images that are made differ from those that will come more than they differ from one another, so that a mean which changes
+    from image to image is another one there. Each is shrunk by m^2 / (m^2 + variance), what is left of the least expected square
+    where the mean to come is off by as much as one image's (shrinkage: James and Stein, Estimation with Quadratic Loss, 1961).
+    """
+    mean, variance = errors.mean(0), errors.var(0, correction=0)
+    return mean * (mean.square() / (mean.square() + variance)).nan_to_num(1.0)
 
 
 def restore_biases(student: Student) -> None:

@@ -88,9 +88,9 @@ class Plan(BaseModel):
     saturation_free: bool = False  # 8-bit weights that 16-bit sums of products cannot overflow on (see `quantize`)
     # biases
     integer_bias: bool = True  # int32, on the grid of input scale times weight scale
-    # each output channel's mean error is taken off its bias: measured on samples, or expected from BatchNorm statistics, where
-    # layers without a bias of their own, or whose mean input is not known, are left as they are; outputs: on samples, where that
-    # brings the outputs nearer
+    # each output channel's mean error is taken off its bias: measured on samples, as far as it is the same from image to image;
+    # or expected from BatchNorm statistics, where layers without a bias of their own, or whose mean input is not known, are left
+    # as they are; outputs: on samples, where that brings the outputs nearer
     bias_correction: Literal["none", "samples", "batchnorm", "outputs"] = "none"
     # exceptions; None: as everything else
     first_weight_bits: int | None = Field(default=None, ge=SMALLEST_BITS, le=LARGEST_BITS)
