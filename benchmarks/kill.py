@@ -56,7 +56,7 @@ def main() -> None:
 def work(model: str, mean: str, std: str, kind: str, output: str, folder: str) -> None:
     """One run, which tells its steps on standard output."""
     from dreamquant.flow import run
-    from dreamquant.network.load import parse_numbers
+    from dreamquant.network.input_space import parse_numbers
 
     run(
         model,
