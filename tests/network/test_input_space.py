@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dreamquant.errors import ModelError, OptionError
 from dreamquant.network.graph import Network
 from dreamquant.network.input_evidence import bias_size, one_over_f, preprocessing, remembered
-from dreamquant.network.input_space import KEY, InputSpace, Statement, of_pixels, of_properties, stated
+from dreamquant.network.input_space import KEY, MEAN_KEY, STD_KEY, InputSpace, Statement, of_pixels, of_properties, stated
 from dreamquant.network.load import load
 from dreamquant.synthesis import synthesize
 
@@ -117,6 +117,13 @@ def test_a_space_comes_back_from_the_properties_it_is_written_to() -> None:
 def test_properties_that_are_not_whole_say_nothing(text: str) -> None:
     assert of_properties({KEY: text}, 3) is None
     assert of_properties({KEY: InputSpace((0.5,), (0.5,)).properties()[KEY]}, 3) is None
+
+
+@pytest.mark.parametrize(("mean", "std"), [("0.5", "0"), ("0.5", "-1"), ("nan", "1"), ("0.5", "inf")])
+def test_properties_that_cannot_be_are_refused(mean: str, std: str) -> None:
+    with pytest.raises(ModelError, match="deviations above 0"):
+        of_properties({MEAN_KEY: mean, STD_KEY: std}, 1)
+    assert of_properties({KEY: InputSpace((0.5,), (float(std),)).properties()[KEY]}, 1) is None or std == "1"
 
 
 def test_properties_of_other_exporters() -> None:

@@ -232,7 +232,10 @@ def of_properties(properties: Mapping[str, str], channels: int) -> InputSpace | 
     mean, std = stored_normalisation(properties)
     if mean and std:
         if len(mean) != len(std):
-            raise ModelError(f"its properties {MEAN_KEY} and {STD_KEY} have {len(mean)} and {len(std)} numbers")
+            raise ModelError(f"the file's properties {MEAN_KEY} and {STD_KEY} have {len(mean)} and {len(std)} numbers")
+        if not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
+            said = f"{MEAN_KEY} {_listed(mean)} and {STD_KEY} {_listed(std)}"
+            raise ModelError(f"the file's properties say {said}: no finite numbers with deviations above 0")
         return of_pixels(mean, std, known="file", because=f"its properties {MEAN_KEY} and {STD_KEY}")
     if properties.get("author") == "Ultralytics":
         found = of_pixels((0.0,) * channels, (1.0,) * channels, known="file", because="Ultralytics' networks take pixels 0..1")
@@ -259,9 +262,11 @@ def _written(text: str, channels: int) -> InputSpace | None:
         found = InputSpace(mean, std, centre, spread, layout, channel_names, dtype, *how)
     except (ValueError, TypeError, KeyError):
         return None
+    numbers = (*found.mean, *found.std, *found.centre, *found.spread)
     sizes = {len(values) for values in (found.mean, found.std, found.centre, found.spread)} - {0}
     whole = sizes == {channels} and found.layout in LAYOUTS and found.dtype in DTYPES and found.channels in ("", *CHANNELS)
-    return found if whole and len(found.mean) == len(found.std) and all(value > 0 for value in found.std) else None
+    sound = all(map(math.isfinite, numbers)) and all(value > 0 for value in found.std)
+    return found if whole and sound and len(found.mean) == len(found.std) else None
 
 
 def stored_normalisation(properties: Mapping[str, str]) -> tuple[tuple[float, ...], tuple[float, ...]]:
