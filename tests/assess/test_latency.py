@@ -83,6 +83,8 @@ def test_options_that_cannot_be(tmp_path: Path) -> None:
     path, fixed = chain(tmp_path / "model.onnx", 1), chain(tmp_path / "fixed.onnx", 1, batch=1)
     with pytest.raises(OptionError, match="rounds is 0"):
         compare_latency(path, path, input_shape=SHAPE, rounds=0)
+    with pytest.raises(OptionError, match="10,000 at the most"):
+        compare_latency(path, path, input_shape=SHAPE, rounds=2**62)
     with pytest.raises(OptionError, match="batch is 0"):
         compare_latency(path, path, input_shape=SHAPE, batch=0)
     with pytest.raises(OptionError, match="0 threads"):

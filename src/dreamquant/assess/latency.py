@@ -19,6 +19,7 @@ from dreamquant.limits import check_memory
 from dreamquant.runtime import OnnxRunner, onnx_runner, refusals
 
 _SAMPLE_SECONDS = 0.005
+MOST_ROUNDS = 10_000
 _WARM_UP_SECONDS = 0.05
 
 
@@ -85,6 +86,8 @@ def times_in_turns(
     for name, value in (("batch", batch), ("rounds", rounds)):
         if value < 1:
             raise OptionError(f"{name} is {value}, it must be at least 1")
+    if rounds > MOST_ROUNDS:
+        raise OptionError(f"rounds is {rounds:.6g}; quartiles are told from {MOST_ROUNDS:,} at the most")
     check_memory(4 * batch * math.prod(input_shape), f"a batch of {batch} images {tuple(input_shape)}", OptionError)
     images = np.random.default_rng(seed).standard_normal((batch, *input_shape), dtype=np.float32)
     samplers = [_sampler(onnx_runner(path, threads=threads, layout=layout), images) for path in paths]

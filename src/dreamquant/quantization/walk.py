@@ -125,6 +125,10 @@ def walk_by_layers(
     nodes = list(graph.graph.nodes)
     stops = [number for number, node in enumerate(nodes) if node in layers]
     last_use = {source: number for number, node in enumerate(nodes) for source in node.all_input_nodes}
+    fixed: set[fx.Node] = set()  # what no image changes, and so is kept once
+    for node in nodes:
+        if node.op == "get_attr" or (node.all_input_nodes and fixed.issuperset(node.all_input_nodes)):
+            fixed.add(node)
 
     def step(node: fx.Node, values: Values) -> Any:
         if node.op == "get_attr":
@@ -139,18 +143,24 @@ def walk_by_layers(
         return quantized, call(node, {source: value[1] for source, value in inputs.items()})
 
     pieces = list(in_pieces(images, network.batch, at_once(network, CHUNK)))
+    stored: Values = {}
     start, shift = 0, None
     with _Shelf() as shelf, torch.no_grad():
         for stop in stops:
+            stored = {node: value for node, value in stored.items() if last_use[node] >= start}
             for number, piece in enumerate(pieces):
-                values: Values = shelf.take(number) if start else {}
+                values: Values = stored | (shelf.take(number) if start else {})
                 if shift is not None:
                     quantized, exact = values[nodes[start - 1]]
                     values[nodes[start - 1]] = quantized + shift, exact
-                going_on = {node: value for node, value in values.items() if last_use[node] > stop}
+                going_on = {node: value for node, value in values.items() if last_use[node] > stop and node not in fixed}
 
-                def after(node: fx.Node, value: Any, going_on: Values = going_on, stop: int = stop) -> Any:
-                    if last_use.get(node, 0) > stop:
+                def after(
+                    node: fx.Node, value: Any, going_on: Values = going_on, stored: Values = stored, stop: int = stop
+                ) -> Any:
+                    if node in fixed and node in last_use:
+                        stored[node] = value
+                    elif last_use.get(node, 0) > stop:
                         going_on[node] = value
                     return value
 
