@@ -280,3 +280,19 @@ def test_bytes_are_whole_numbers() -> None:
     space = InputSpace(dtype="uint8")
 
     assert space.snapped(torch.tensor([-3.0, 0.4, 254.6, 300.0])).tolist() == [0, 0, 255, 255]
+
+
+class Rows(nn.Module):
+    """A first BatchNorm on the places of all images in a row, as LeViT has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.linear, self.norm = nn.Conv2d(3, 4, 3), nn.Linear(4, 5), nn.BatchNorm1d(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        places: Tensor = self.linear(self.conv(x).flatten(2).transpose(1, 2))
+        return self.norm(places.flatten(0, 1)).view_as(places)
+
+
+def test_a_batch_norm_that_does_not_know_images_apart_says_nothing() -> None:
+    assert remembered(load(Rows().eval(), input_shape=SHAPE)) is None

@@ -122,6 +122,8 @@ def remembered(network: Network) -> Remembered | None:
     run, (channels, height, width) = _prefix(network, norm.args[0]), network.input_shape
     generator = torch.Generator().manual_seed(0)
     zero = run(torch.zeros(1, *network.input_shape))
+    if len(zero) != 1:
+        return None  # places of all images in a row: which are whose is not known
     units = torch.eye(channels).view(channels, channels, 1, 1).expand(-1, -1, height, width)
     responses = torch.stack([_mean(run(unit[None]) - zero) for unit in units], 1).double()
     parts = list(_ingredients(channels, height, width, generator))
