@@ -281,7 +281,7 @@ def _intention(recipe: Recipe, seconds: float) -> str:
     if recipe.training is not None:
         steps.append(f"training by {recipe.training.method}")
     why = f" ({recipe.because})" if recipe.because else ""
-    return f"recipe {recipe.name}{why}: {', '.join(steps)}; about {seconds:.0f} processor seconds"
+    return f"recipe {recipe.name}{why}: {', '.join(steps)}; about {seconds:.0f} CPU seconds"
 
 
 def versions() -> dict[str, str]:

@@ -18,7 +18,7 @@ from dreamquant.assess.layer_times import layer_times, layers_of
 from dreamquant.exporters.qdq import to_onnx
 from dreamquant.network.graph import Network
 from dreamquant.quantization.calibrate import calibrate
-from dreamquant.quantization.plan import Bits, Plan, change_plan
+from dreamquant.quantization.plan import Bits, Plan, change_plan, keep_in_float
 from dreamquant.quantization.sites import activation_sites
 from dreamquant.quantization.student import Student, transformed
 from dreamquant.samples import Samples
@@ -78,9 +78,7 @@ def hastened(
             names = _within(network, plan, bits, slow[:count])
             if names and names not in seen:
                 seen.append(names)
-                own = {name: method for name, method in plan.tensor_ranges.items() if name not in names}
-                kept = list(dict.fromkeys([*plan.float_tensors, *names]))
-                tried = change_plan(plan, float_tensors=kept, tensor_ranges=own)
+                tried = keep_in_float(plan, names)
                 latency = time(tried)[2]
                 if latency.ratio_low > max(best.after, first.ratio_high):
                     chosen, best = tried, Fastest(first.ratio, latency.ratio, names)

@@ -39,7 +39,7 @@ from dreamquant.quantization.calibrate import calibrate, even_batches
 from dreamquant.quantization.effect import effects, together
 from dreamquant.quantization.grid import Grid
 from dreamquant.quantization.histogram import Values
-from dreamquant.quantization.plan import CHOSEN, Bits, Plan, change_plan
+from dreamquant.quantization.plan import CHOSEN, Bits, Plan, change_plan, keep_in_float
 from dreamquant.quantization.student import Student, prepare
 from dreamquant.quantization.weights import weight_grids
 from dreamquant.samples import Samples, halves
@@ -238,9 +238,7 @@ def _spared(network: Network, images: Tensor, judge: _Judge, choice: Choice, tri
             break
         if few == tested:
             continue
-        tested, kept = few, [*choice.plan.float_tensors, *order[:few]]
-        own = {name: method for name, method in choice.plan.tensor_ranges.items() if name not in kept}
-        plan = change_plan(choice.plan, float_tensors=list(dict.fromkeys(kept)), tensor_ranges=own)
+        tested, plan = few, keep_in_float(choice.plan, order[:few])
         left = judge(calibrate(network, images, plan, bits)).mean().item()
         if left <= HALF * choice.taken.distance:
             return replace(choice, plan=plan, spared=left)

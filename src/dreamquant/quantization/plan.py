@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -119,6 +120,13 @@ def plan_names() -> list[str]:
 def load_plan(name: str, /, **changes: object) -> Plan:
     """A plan by its name or from a TOML file, with some fields changed; `OptionError` names what is not known."""
     return _plan(name, shelf.read("plan", name, *PLANS) | changes)
+
+
+def keep_in_float(plan: Plan, tensors: Iterable[str]) -> Plan:
+    """The plan with these tensors, by their grids' names, in float too, and no ranges for any that is."""
+    kept = list(dict.fromkeys([*plan.float_tensors, *tensors]))
+    own = {name: method for name, method in plan.tensor_ranges.items() if name not in kept}
+    return change_plan(plan, float_tensors=kept, tensor_ranges=own)
 
 
 def change_plan(plan: Plan, /, **changes: object) -> Plan:
