@@ -10,6 +10,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,8 +47,8 @@ def room(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 class Pieces(Sequence[Tensor]):
-    """Images (N, C, H, W), `size` at once. Those that lie in files leave memory as the pieces go by, and what was
-    freed after the last."""
+    """Images (N, C, H, W), `size` at once. Those that lie in files leave memory as the pieces go by, and so does what was freed:
+    after the last, and wherever it has come to `ROOM`."""
 
     def __init__(self, images: Tensor, size: int) -> None:
         self._pieces = torch.split(images, size)
@@ -59,9 +60,13 @@ class Pieces(Sequence[Tensor]):
         return self._pieces[place]
 
     def __iter__(self) -> Iterator[Tensor]:
+        held = _resident()
         for piece in self._pieces:
             yield piece
             _unmap()
+            if _resident() - held > ROOM:
+                put_away()
+                held = _resident()
         if len(self) > 1:
             put_away()
 
@@ -79,6 +84,14 @@ def put_away() -> None:
     trim = _trim()
     if trim is not None:
         trim(0)
+
+
+def _resident() -> int:
+    """Bytes of memory that the process has, where the system tells it; else 0."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+    except OSError:
+        return 0
 
 
 def _unmap() -> None:

@@ -242,6 +242,26 @@ def test_samples_that_show_nothing_judge_no_bias_correction(bias: float) -> None
     assert all(one.distance > 0 for one in found.candidates)
 
 
+@pytest.mark.parametrize("bias", [-1e4, 1e4])
+def test_samples_that_show_nothing_spare_tensors_by_first_order_alone(
+    fill: Callable[..., Loud], monkeypatch: pytest.MonkeyPatch, bias: float
+) -> None:
+    monkeypatch.setattr("dreamquant.quantization.choice.MATTERS", 1e9)
+    module = fill(Loud(), SHAPE).shout()
+    with torch.no_grad():
+        module.last.bias += bias
+    network = capture(module, SHAPE)
+    network = replace(network, outputs=restated(network, {network.outputs[0].name: "multilabel"}))
+    found = chosen(network, noise(16, SHAPE, seed=0), spare=CHOSEN, **BOTH)
+    assert found.shown is (bias > 0)
+    assert bool(found.plan.float_tensors) is not found.shown
+    if not found.shown:
+        assert found.taken is not None
+        assert found.spared is not None
+        assert found.spared <= found.taken.distance / 2
+        assert f"by first order, with {found.plan.float_tensors[0]}" in found.sentence()
+
+
 def test_where_no_gradient_passes_whole_methods_are_compared(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     def none(*given: object) -> None:
         raise ModelError("no gradient")

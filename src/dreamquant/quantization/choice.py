@@ -15,7 +15,9 @@ away where the samples show nothing that an output looks for, as a detector find
 answers to nothing better, and others worse. What is judged there is how far scores move before they are cut off (`margins`).
 
 Float tensors are another. Where the answers still move by more than can be left alone, those to which first order gives the
-largest effects are tried in float, a few at most, counted for all of them together.
+largest effects are tried in float, a few at most, counted for all of them together. How far answers to nothing move says
+neither that they can be left alone nor what a float tensor is worth: there the few that hold most of the effects stay in float
+by first order alone, which tells where errors are large, if not how much they will matter.
 """
 
 from __future__ import annotations
@@ -73,7 +75,8 @@ class Candidate:
 class Choice:
     """A plan that leaves nothing to be chosen; what was `taken`, and all candidates, the careful first, corrected biases last.
 
-    `shown` says whether the samples held what all outputs look for, `spared` what is left of the distance with `float_tensors`.
+    `shown` says whether the samples held what all outputs look for, `spared` what is left of the distance with `float_tensors`:
+    measured, or, where they do not show it, by first order.
     """
 
     plan: Plan
@@ -89,7 +92,8 @@ class Choice:
         biases = "as they are" if self.taken.bias_correction == "none" else "corrected"
         found = [one.distance for one in self.candidates]
         blind = "" if self.shown else "; the samples show nothing that the outputs look for"
-        left = "" if self.spared is None else f"; {self.spared:.3g} with {', '.join(self.plan.float_tensors)} in float"
+        told = "" if self.shown else ", by first order,"
+        left = "" if self.spared is None else f"; {self.spared:.3g}{told} with {', '.join(self.plan.float_tensors)} in float"
         return (
             f"{self.taken.ranges}, biases {biases}: outputs move by {self.taken.distance:.3g}, those of all {len(found)} tried"
             f" by {min(found):.3g} to {max(found):.3g}{blind}{left}"
@@ -223,22 +227,23 @@ def _spared(network: Network, images: Tensor, judge: _Judge, choice: Choice, tri
     """The choice with the fewest tensors in float that leave less than half of a distance that matters.
 
     Those of the largest effects are tried together: as few as hold half of what first order tells of all, three quarters, and so
-    on, up to one of `SPARED`.
+    on, up to one of `SPARED`. Samples that show nothing have no say in it: the fewest that hold three quarters are taken, or else
+    half.
     """
     assert choice.taken is not None
-    if choice.taken.distance <= MATTERS or not tried.moves:
+    if not tried.moves or (choice.shown and choice.taken.distance <= MATTERS):
         return choice
     grids, tested = tried.grids[choice.taken.ranges], 0
     cost = {name: moved([grids[name]]).mean().item() for name, moved in tried.moves.items() if name in grids}
     order = sorted(cost, key=lambda name: -cost[name])
     shares = torch.tensor([cost[name] for name in order], dtype=torch.float64).cumsum(0)
-    for power in range(1, STEPS):
+    for power in range(1, STEPS) if choice.shown else (2, 1):
         few = int((shares < (1 - HALF**power) * shares[-1]).sum()) + 1
-        if few * SPARED > len(order):
-            break
-        if few == tested:
+        if few * SPARED > len(order) or few == tested:
             continue
         tested, plan = few, keep_in_float(choice.plan, order[:few])
+        if not choice.shown:
+            return replace(choice, plan=plan, spared=choice.taken.distance * (1 - shares[few - 1] / shares[-1]).item())
         left = judge(calibrate(network, images, plan, bits)).mean().item()
         if left <= HALF * choice.taken.distance:
             return replace(choice, plan=plan, spared=left)
