@@ -8,7 +8,7 @@ A table stands between `<!-- table: NAME -->` and `<!-- end -->`. NAME is
     SUITE [WORD ...]                     rows of a suite of `benchmarks.run`: those that have each word in network, label or bits
     SUITE [WORD ...]: LABEL | LABEL ...  their top-1, a column a label; lines with one label alone are left out
     dreamers SUITE BITS... [: LABEL | LABEL ...]    lines of a suite of `benchmarks/dreamers.py`
-    granularity_latency, trust test, summary, zoo, zoo distance, zoo cost
+    granularity_latency, trust test, summary BITS, zoo, zoo first, zoo distance, zoo cost
 """
 
 from __future__ import annotations
@@ -55,9 +55,10 @@ def made(name: str) -> str:
     labels = listed.split(" | ") if listed else []
     if name == "trust test":
         return trust.tested(trust.measured())
-    if name == "summary":
+    if suite == "summary":
+        rows = [row for suite in ("auto", "digits") for row in rows_of(suite) if row["recipe"]["name"] == "auto"]
         return summary(
-            [row for suite in ("auto", "digits") for row in rows_of(suite) if row["recipe"]["name"] == "auto"],
+            [row for row in rows if row["bits"] in words],
             with_default_settings("noise"),
             with_default_settings("real"),
         )

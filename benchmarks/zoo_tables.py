@@ -39,7 +39,7 @@ TITLES = {  # in the tables' order; small networks of a kind come behind
 
 
 def tables(rows: Iterable[Row], words: Iterable[str] = ()) -> str:
-    """The table of the first word (worth, distance or cost; worth where there is none), of the rows that are not variants."""
+    """The table of the first word (first, worth, distance or cost; worth where there is none), of the rows that are no variants."""
     kind = next(iter(words), "worth")
     found: dict[str, dict[str, Row]] = {}
     for row in rows:
@@ -48,6 +48,27 @@ def tables(rows: Iterable[Row], words: Iterable[str] = ()) -> str:
     known = [*TITLES, *found]
     ordered = {name: found[name] for name in sorted(found, key=known.index)}
     return TABLES[kind](ordered) if found else "No rows yet."
+
+
+def _first(found: Mapping[str, Mapping[str, Row]]) -> str:
+    """What a reader asks first: what our file without data is worth beside the best of other tools, its size and its speed."""
+    others = {"other tools, real images": (*ORT, "nncf"), "other tools, noise": (*COLUMNS["ONNX Runtime, noise"], "nncf-noise")}
+    lines = [f"| network | metric, images | float | DreamQuant | {' | '.join(others)} | size | speed |", f"|---|---|{'---:|' * 6}"]
+    for network, methods in found.items():
+        mine = methods.get("ours", {})
+        if network not in TITLES or "value" not in mine:
+            continue
+        worth = (f"{row['value']:.2f}" if "value" in row else "-" for row in (methods.get("float", {}), mine))
+        cells = [*worth, *(_best(methods, names, "value", max, ".2f") for names in others.values())]
+        cells[1] = f"**{cells[1]}**"
+        cells += [f"{mine['bytes'] / mine['float_bytes']:.2f}", _number(_speed(methods, "ours"), ".2f")]
+        lines.append(f"| {_title(network)} | {_metric(mine)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _metric(row: Row) -> str:
+    """What is counted, on how many images."""
+    return f"{row['metric'].replace(' %', '').replace(f' ({LOWER})', ' ↓')}, {row['test_images']:,}"
 
 
 def _worths(found: Mapping[str, Mapping[str, Row]]) -> str:
@@ -61,8 +82,7 @@ def _worths(found: Mapping[str, Mapping[str, Row]]) -> str:
         cells = [_best(methods, names, "value", better, ".3f" if better is min else ".2f") for names in COLUMNS.values()]
         if holds(methods):
             cells[1] = f"**{cells[1]}**"
-        metric = measured["metric"].replace(" %", "").replace(f" ({LOWER})", " ↓")
-        lines.append(f"| {_title(network)} | {metric}, {measured['test_images']} | {' | '.join(cells)} |")
+        lines.append(f"| {_title(network)} | {_metric(measured)} | {' | '.join(cells)} |")
     return "\n".join([f"| network | metric, images | {' | '.join(COLUMNS)} |", f"|---|---|{'---:|' * len(COLUMNS)}", *lines])
 
 
@@ -138,4 +158,4 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else f"{value:{form}}"
 
 
-TABLES = {"worth": _worths, "distance": _distances, "cost": _costs}
+TABLES = {"first": _first, "worth": _worths, "distance": _distances, "cost": _costs}
