@@ -39,7 +39,7 @@ TITLES = {  # in the tables' order; small networks of a kind come behind
 
 
 def tables(rows: Iterable[Row], words: Iterable[str] = ()) -> str:
-    """The table of the first word (first, worth, distance or cost; worth where there is none), of the rows that are no variants."""
+    """The table of the first word (first, worth, distance or cost; by default worth), of the rows that are no variants."""
     kind = next(iter(words), "worth")
     found: dict[str, dict[str, Row]] = {}
     for row in rows:
@@ -51,9 +51,12 @@ def tables(rows: Iterable[Row], words: Iterable[str] = ()) -> str:
 
 
 def _first(found: Mapping[str, Mapping[str, Row]]) -> str:
-    """What a reader asks first: what our file without data is worth beside the best of other tools, its size and its speed."""
+    """What a reader asks first: what our file without data is worth beside the best of other tools, its size and speed."""
     others = {"other tools, real images": (*ORT, "nncf"), "other tools, noise": (*COLUMNS["ONNX Runtime, noise"], "nncf-noise")}
-    lines = [f"| network | metric, images | float | DreamQuant | {' | '.join(others)} | size | speed |", f"|---|---|{'---:|' * 6}"]
+    lines = [
+        f"| network | metric, images | float | DreamQuant | {' | '.join(others)} | size | speed |",
+        f"|---|---|{'---:|' * 6}",
+    ]
     for network, methods in found.items():
         mine = methods.get("ours", {})
         if network not in TITLES or "value" not in mine:
