@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dreamquant.network.answers import (
     agreement,
+    busy,
     class_logits,
     distance,
     distances,
@@ -98,6 +99,15 @@ def test_labels_pixels_and_steps_are_counted_one_by_one() -> None:
     assert agreement(output("dense classes", (3, 2, 2)), classes, other) == 75.0
     steps = classes.flatten(2).transpose(1, 2)
     assert agreement(output("sequence classes", (4, 3), places=2), steps, other.flatten(2).transpose(1, 2)) == 75.0
+
+
+def test_a_ground_says_nothing() -> None:
+    masks = torch.tensor([[[[0.1, 0.1], [0.2, 0.9]]], [[[0.8, 0.7], [0.9, 0.6]]]])  # a corner is seen, and nothing but it
+    assert busy(output("dense classes", (1, 2, 2), "sigmoid"), masks) == 1 / 8
+    steps = torch.eye(3)[torch.tensor([[0, 0, 2, 0], [0, 1, 1, 1]])]
+    assert busy(output("sequence classes", (4, 3), places=2), steps) == 1 / 4
+    assert busy(output("dense classes", (3, 4)), steps.transpose(1, 2)) == 1 / 4
+    assert busy(output("classes", (3,)), torch.zeros(5, 3)) == 1
 
 
 def test_whole_numbers_are_the_same_or_not() -> None:

@@ -206,6 +206,17 @@ def test_a_tensor_that_costs_the_outputs_most_by_far_stays_in_float(
     assert not {str(tensor.quantizer.target) for tensor in student.tensors()} & set(found.plan.float_tensors)
 
 
+@pytest.mark.parametrize(("share", "tried"), [(1e-7, True), (1.0, False)])
+def test_what_matters_is_measured_by_what_is_no_ground(
+    fill: Callable[..., Loud], monkeypatch: pytest.MonkeyPatch, share: float, tried: bool
+) -> None:
+    monkeypatch.setattr("dreamquant.quantization.choice.MATTERS", 1e2)
+    monkeypatch.setattr("dreamquant.quantization.choice.SPARED", 8)
+    monkeypatch.setattr("dreamquant.quantization.choice.busy", lambda *_: share)
+    found = chosen(capture(fill(Loud(), SHAPE).shout(), SHAPE), noise(16, SHAPE, seed=0), spare=CHOSEN, **BOTH)
+    assert bool(found.plan.float_tensors) is tried
+
+
 def test_where_answers_hardly_move_no_tensor_stays_in_float(network: Network) -> None:
     found = chosen(network, noise(16, SHAPE, seed=0), spare=CHOSEN, **BOTH)
     assert found.spared is None

@@ -182,6 +182,16 @@ def shows(output: Output, expected: Tensor) -> bool:
     return bool(found.double().mean() > 0.5)
 
 
+def busy(output: Output, expected: Tensor) -> float:
+    """The share of an answer's places that say something else than most of its image: of masks and of time steps those that are
+    no ground. All of the others', which have none."""
+    if output.kind not in (DENSE, SEQUENCE) or output.form == "numbers":
+        return 1.0
+    classes = expected.argmax(output.places) if is_exclusive(output, expected) else (logits(output, expected) > 0).long()
+    flat = classes.flatten(1)
+    return (flat != flat.mode(1, keepdim=True).values).double().mean().item()
+
+
 def possible(share: float, count: int) -> tuple[float, float]:
     """The shares (of 1) that so many images leave possible where `share` of them agree: Wilson's interval, 95 percent."""
     z = DEVIATIONS

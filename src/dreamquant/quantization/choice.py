@@ -30,7 +30,7 @@ from torch import Tensor
 
 from dreamquant.errors import ModelError
 from dreamquant.mapped import Pieces
-from dreamquant.network.answers import distance, margins, shows, spreads
+from dreamquant.network.answers import busy, distance, margins, shows, spreads
 from dreamquant.network.graph import Network
 from dreamquant.network.live import at_once
 from dreamquant.network.outputs import Output
@@ -53,7 +53,7 @@ BY_TENSOR = "by tensor"
 WHOLE = ("minmax", BY_TENSOR, "mse")  # that the network may have; the most careful first
 CAREFUL, CORRECTED = "none", "samples"  # of bias correction
 FELT = 16  # images that effects are told from
-MATTERS = 0.05  # nats: of a distance below this, no answer is expected to change
+MATTERS = 0.05  # nats: of a distance below this, where places have no ground to be averaged with, no answer is to change
 HALF = 0.5  # of a distance: what is left with corrected biases, or with tensors in float, that are worth it
 STEPS = 8  # halvings of what the tensors that are tried leave of all effects
 SPARED = 16  # of so many quantized tensors one may stay in float
@@ -107,8 +107,9 @@ class _Judge:
         self._images, self._outputs = images, network.outputs
         self._expected = float_answers(network, images)
         self._spreads = spreads(network.outputs, self._expected)
-        told = zip(network.outputs, self._expected, strict=True)
-        self.shown = all(shows(output, value) for output, value in told if output.axis is not None)
+        told = [(output, value) for output, value in zip(network.outputs, self._expected, strict=True) if output.axis is not None]
+        self.shown = all(shows(*one) for one in told)
+        self.matters = MATTERS * min((busy(*one) for one in told), default=1.0)
 
     def __call__(self, student: Student) -> Tensor:
         """(N,), float64."""
@@ -231,7 +232,7 @@ def _spared(network: Network, images: Tensor, judge: _Judge, choice: Choice, tri
     half.
     """
     assert choice.taken is not None
-    if not tried.moves or (choice.shown and choice.taken.distance <= MATTERS):
+    if not tried.moves or (choice.shown and choice.taken.distance <= judge.matters):
         return choice
     grids, tested = tried.grids[choice.taken.ranges], 0
     cost = {name: moved([grids[name]]).mean().item() for name, moved in tried.moves.items() if name in grids}
