@@ -74,7 +74,7 @@ def walk(
     node: `during(piece, quantized, float)` gets what both networks have as the piece's input, and returns its outputs.
     """
     graph = network.graph
-    parts = list(in_pieces(images, network.batch, chunk))
+    parts = list(in_pieces(images, network.batch, chunk, network.device))
 
     def step(node: fx.Node, values: Values) -> Any:
         sources = node.all_input_nodes
@@ -142,7 +142,7 @@ def walk_by_layers(
             return quantized, quantized
         return quantized, call(node, {source: value[1] for source, value in inputs.items()})
 
-    pieces = list(in_pieces(images, network.batch, at_once(network, CHUNK)))
+    pieces = list(in_pieces(images, network.batch, at_once(network, CHUNK), network.device))
     stored: Values = {}
     start, shift = 0, None
     with _Shelf() as shelf, torch.no_grad():

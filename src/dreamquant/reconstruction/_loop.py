@@ -249,7 +249,8 @@ def _learn(
         x = _take(quantized, chosen)
         if schedule.drop:
             x = mixed(x, _take(exact, chosen), schedule.drop, generator)
-        difference = unit.run(x, modules) - _take(targets, chosen)
+        output = unit.run(x, modules)
+        difference = output - _take(targets, chosen).to(output.device)
         channels = 1 if difference.dim() > 1 else 0
         error = difference.abs().pow(schedule.power).sum(channels).mean()
         loss = error

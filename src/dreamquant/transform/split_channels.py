@@ -39,7 +39,7 @@ def split_channels(network: Network, *, bits: int, ratio: float = 0.02) -> Netwo
         return network.with_graph(graph)
     graph.graph.lint()
     graph.recompile()
-    record_shapes(graph, torch.zeros(shape_of(input_node(graph.graph))))
+    record_shapes(graph, torch.zeros(shape_of(input_node(graph.graph)), device=network.device))
     return network.rebuilt(graph)
 
 
@@ -79,4 +79,4 @@ def split_rows(rows: Tensor, count: int, bits: int) -> tuple[Tensor, Tensor]:
         before, step = step, float(torch.maximum(-whole.min() / (1 << (bits - 1)), whole.max() / ((1 << (bits - 1)) - 1)))
         if math.isclose(before, step, rel_tol=1e-12):
             break
-    return whole, torch.tensor(sources)
+    return whole, torch.tensor(sources, device=rows.device)
