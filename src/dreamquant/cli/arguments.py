@@ -57,7 +57,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="show no progress")]
 Memory = Annotated[float | None, typer.Option(help="GiB that may be asked for; without it, half of the machine's memory")]
 
 Device = Annotated[
-    str, str, typer.Option(help=f"where MODEL computes: {KNOWN} (a GPU where there is one); files are proven on the cpu")
+    str, typer.Option(help=f"where MODEL computes: {KNOWN} (a GPU where there is one); files are proven on the cpu")
 ]
 
 Numbers = tuple[float, ...]

@@ -52,9 +52,10 @@ def _split_layer(graph: fx.GraphModule, layer: fx.Node, bits: int, ratio: float)
     axis = 0 if layer.target in TRANSPOSED else 1
     weight = tensor_of(graph, argument(layer, 1))
     rows = weight.transpose(0, axis)
-    split, sources = split_rows(rows.flatten(1).double(), math.ceil(ratio * len(rows)), bits)
-    set_tensor(graph, argument(layer, 1), split.float().view(-1, *rows.shape[1:]).transpose(0, axis).contiguous())
-    name = add_buffer(graph, f"{layer.name}_channels", sources)
+    split, sources = split_rows(rows.flatten(1).double().cpu(), math.ceil(ratio * len(rows)), bits)  # number by number
+    split = split.float().to(weight.device)
+    set_tensor(graph, argument(layer, 1), split.view(-1, *rows.shape[1:]).transpose(0, axis).contiguous())
+    name = add_buffer(graph, f"{layer.name}_channels", sources.to(weight.device))
     with graph.graph.inserting_before(layer):
         place = -1 if is_call(layer, LINEARS) else 1
         arguments = (layer.args[0], place % len(shape_of(argument(layer, 0))), graph.graph.get_attr(name))
