@@ -57,6 +57,15 @@ class Pretended(Tensor):
 class PretendDevice(TorchDispatchMode):
     """While this is entered, `PRETEND` is a device."""
 
+    def __enter__(self) -> Any:
+        self._lifted = torch._C._only_lift_cpu_tensors()
+        torch._C._set_only_lift_cpu_tensors(True)  # `torch.tensor(..., device=)` comes by here
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        torch._C._set_only_lift_cpu_tensors(self._lifted)
+
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return run(function, args, kwargs or {})
 

@@ -138,14 +138,14 @@ def test_what_a_network_makes_as_it_runs_is_made_there(
     transformer: Network, residual: Network, images: Callable[..., Tensor]
 ) -> None:
     for network in (transformer, residual):
-        student = quantize(network.to(PRETEND), Samples(images(4, network.input_shape)), effect_limit=1.0)
+        student = quantize(network.to(PRETEND), Samples(images(4, network.input_shape)))
 
         assert lies_there(student)
 
 
 @pytest.mark.parametrize("method", method_names("allocation"))
 def test_allocations_are_those_of_the_processor(small: Network, there: Network, few: Samples, method: str) -> None:
-    options = {"mixed": {"choices": "4,8"}, "auto": {"kl": 1e-2}}.get(method, {})
+    options = {"mixed": {"choices": "4,8"}, "auto": {"agreement": 0.0, "kl": 0.018}}.get(method, {})
     home, other = (allocate(network, few, "zeroq", bits="W4A8", method=method, **options) for network in (small, there))
 
     assert home == other

@@ -242,6 +242,8 @@ def _learn(
             optimizers.append(torch.optim.Adam(parameters, lr=rate))
             if falls:
                 schedulers.append(torch.optim.lr_scheduler.CosineAnnealingLR(optimizers[-1], T_max=schedule.steps))
+    if not optimizers:  # its activations stand on grids that units before it have used
+        return
     count = sum(len(chunk) for chunk in targets)
     warm = schedule.warm_up * schedule.steps
     for step in range(schedule.steps):
