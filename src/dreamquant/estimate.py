@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
+from dreamquant.devices import CPU
 from dreamquant.methods import find_method
 from dreamquant.network.graph import Network
 from dreamquant.network.live import at_once
@@ -32,7 +33,8 @@ Stage = tuple[str, int, dict[str, Any]]  # of synthesis: method, number of image
 
 
 def expected_seconds(network: Network, recipe: Recipe, probes: Iterable[Stage] = ()) -> float:
-    """Processor seconds that a resolved recipe is expected to take: steps times images times what a forward run takes here.
+    """Processor seconds, on a GPU seconds, that a resolved recipe is expected to take: steps times images times what a
+    forward run takes here.
 
     `probes` are the images that the loss of accuracy is told from, which take their time too. Good to a factor of two to
     three: methods differ in what they compute beside the network, and large networks dream and learn in bfloat16 where they can.
@@ -62,20 +64,25 @@ def _dreaming_seconds(network: Network, forward: float, method: str, count: int,
     if "steps" in given:
         shown = given["batch"] if "conditioning" in given else count  # one generator for all images sees a batch a step
         return float(LEARNING * forward * given["steps"] * shown)
-    began = time.process_time()
+    clock = _clock(network)
+    began = clock()
     synthesize(network, PROBED_IMAGES, method=method, **options)
-    return (time.process_time() - began) * count / PROBED_IMAGES
+    return (clock() - began) * count / PROBED_IMAGES
 
 
 def seconds_of_an_image(network: Network) -> float:
-    """Processor seconds of one image in the float network."""
-    images = torch.zeros((at_once(network, TIMED), *network.input_shape))
-    network(images)
-    began, runs = time.process_time(), 0
-    while runs == 0 or time.process_time() - began < PROBED_SECONDS:
-        network(images)
+    """Processor seconds, on a GPU seconds, of one image in the float network."""
+    images, clock = torch.zeros((at_once(network, TIMED), *network.input_shape), device=network.device), _clock(network)
+    network(images).cpu()
+    began, runs = clock(), 0
+    while runs == 0 or clock() - began < PROBED_SECONDS:
+        network(images).cpu()  # which waits for it
         runs += 1
-    return (time.process_time() - began) / (runs * len(images))
+    return (clock() - began) / (runs * len(images))
+
+
+def _clock(network: Network) -> Callable[[], float]:
+    return time.process_time if network.device == CPU else time.perf_counter
 
 
 def _options(family: str, name: str, given: dict[str, Any]) -> dict[str, Any]:

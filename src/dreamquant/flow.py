@@ -25,6 +25,7 @@ from dreamquant.assess.assess import Assessment, assess
 from dreamquant.assess.fastest import Fastest, hastened
 from dreamquant.assess.probes import stages as probe_stages
 from dreamquant.assess.trust import unlike
+from dreamquant.devices import CPU, device_name
 from dreamquant.errors import OptionError
 from dreamquant.estimate import expected_seconds
 from dreamquant.exporters.export import Artifact, check_format, export
@@ -62,8 +63,8 @@ LARGEST_SHARE = 0.5  # of the float file's size that an output may take; checked
 class Result:
     """What came of a run: the file, what is known of it, the recipe as it was run, and seconds by stage.
 
-    `network` is the float network as it was loaded, `student` the quantized one that the file was written from,
-    `threads` what torch shared its sums out to, which the bits depend on.
+    `network` is the float network as it was loaded, on the processor, `student` the quantized one that the file was written from,
+    `threads` what torch shared its sums out to and `device` what it computed on, in words, which the bits depend on.
     """
 
     artifact: Artifact
@@ -77,6 +78,7 @@ class Result:
     network: Network
     student: Student
     threads: int
+    device: str
     fastest: Fastest | None = None
 
     def summary(self) -> dict[str, Any]:
@@ -107,6 +109,7 @@ class Result:
             "recipe": self.recipe.model_dump(exclude_none=True),
             "seed": self.seed,
             "threads": self.threads,
+            "device": self.device,
             "versions": versions(),
         }
 
@@ -147,14 +150,14 @@ def run(
 ) -> Result:
     """Quantize `model` without data into the file `output`, prove the file, and say how far to trust it.
 
-    `loading` (`input_shape`, `mean`, `std`, `pixels`, `layout`, `channels`, `force`, `trust`, `outputs`) is as in `load`.
-    `settings` are `stage.option=value`. Where there are `images` that may be used, a folder, .zip or .npz, they calibrate in
-    place of the recipe's, or with `mix` beside them, and some of them are held out to measure on; `resize` is as in
-    `LabelledImages.batches`. With `run_dir`, samples and reconstructed units are kept there and a run with the same recipe and
-    seed goes on from them. With `fastest`, a file that is no faster than float leaves in float what makes it faster; which
-    tensors these are, and so the file, depends on times that were taken. With `estimate`, the loss of accuracy is told from the
-    answers on more images. `announce` hears, before the work begins, what will be done, why, and how long it may take. Raises a
-    `DreamQuantError` for whatever cannot be done; `output` is then as it was.
+    `loading` (`input_shape`, `mean`, `std`, `pixels`, `layout`, `channels`, `force`, `trust`, `outputs`, `device`) is as in
+    `load`. `settings` are `stage.option=value`. Where there are `images` that may be used, a folder, .zip or .npz, they
+    calibrate in place of the recipe's, or with `mix` beside them, and some of them are held out to measure on; `resize` is as
+    in `LabelledImages.batches`. With `run_dir`, samples and reconstructed units are kept there and a run with the same recipe
+    and seed goes on from them. With `fastest`, a file that is no faster than float leaves in float what makes it faster;
+    which tensors these are, and so the file, depends on times that were taken. With `estimate`, the loss of accuracy is told
+    from the answers on more images. `announce` hears, before the work begins, what will be done, why, and how long it may
+    take. Raises a `DreamQuantError` for whatever cannot be done; `output` is then as it was.
     """
     path, seed = Path(output), check_seed(seed)
     _check_output(model, path)
@@ -164,6 +167,7 @@ def run(
     known = load_recipe(recipe)
     network = load(model, **loading)
     check_fed(network)
+    device, home = device_name(network.device), network.to(CPU)
     chosen = resolve(known, *_kind(network), budget=budget, bits=bits, plan=plan, settings=settings)
     whole, width = chosen.quantization.resolved(), parse_bits(chosen.quantization.bits)
     check_layers(network, whole)
@@ -172,10 +176,11 @@ def run(
     given = None if images is None else real_images(network, images, resize=resize, seed=seed)
     asked = probe_stages(stage.method) if estimate and given is None and not unlike(network) else {}
     if announce is not None:
-        announce(f"{network.source.text}: {network.space.sentence()}")
+        place = "" if network.device == CPU else f"; computed on {device}"
+        announce(f"{network.source.text}: {network.space.sentence()}{place}")
         for line in (*network.remarks, *(f"output {answer}" for answer in network.outputs)):
             announce(line)
-        announce(_intention(chosen, expected_seconds(network, chosen, asked.values())))
+        announce(_intention(chosen, expected_seconds(network, chosen, asked.values()), network.device == CPU))
     clock = _Clock()
     dreamer = _Dreamer(network, run_dir, progress)
     samples = dreamer.calibration(stage, seed) if given is None or mix else given[0]
@@ -199,7 +204,7 @@ def run(
     clock.lap("allocation")
     final, hurried = allocation.plan, None
     if fastest:
-        final, hurried = hastened(network, samples, allocation.plan, width, telling(progress, "timing what may be in float"))
+        final, hurried = hastened(home, samples, allocation.plan, width, telling(progress, "timing what may be in float"))
     clock.lap("fastest")
     student = quantize(network, samples, bits=chosen.quantization.bits, plan=final)
     clock.lap("quantization")
@@ -224,9 +229,10 @@ def run(
             folder=None if run_dir is None else Path(run_dir) / "training",
             **chosen.training.options,
         )
+    student = student.to(CPU)  # to be written and proven
     clock.lap("training")
     _check_run_folder(run_dir)
-    artifact = export(student, path, samples, metadata=_metadata(chosen, seed, samples, choice, hurried))
+    artifact = export(student, path, samples, metadata=_metadata(chosen, seed, samples, choice, hurried, device))
     clock.lap("export")
     probes = [
         dreamer(what, method, count, (seed + 2) % SEEDS, options, confidence=False)
@@ -235,11 +241,23 @@ def run(
     clock.lap("probe_synthesis")
     learned = chosen.training is not None or chosen.reconstruction.method != "nearest"
     why = {} if given is None or not estimate else {"unasked": WITH_IMAGES}
-    assessment = assess(network, student, artifact, held_out, probes, learned=learned, **why)
+    assessment = assess(home, student, artifact, held_out, probes, learned=learned, **why)
     clock.lap("assessment")
     threads = torch.get_num_threads()
     result = Result(
-        artifact, assessment, chosen, seed, clock.seconds, samples, choice, allocation, network, student, threads, hurried
+        artifact,
+        assessment,
+        chosen,
+        seed,
+        clock.seconds,
+        samples,
+        choice,
+        allocation,
+        home,
+        student,
+        threads,
+        device,
+        hurried,
     )
     if run_dir is not None:
         atomic_write(Path(run_dir) / RESULT, json.dumps(result.summary(), indent=2).encode())
@@ -269,7 +287,7 @@ def telling(progress: Progress | None, stage: str) -> Callable[..., None] | None
     return lambda done, steps, loss=0.0: progress(stage, done, steps, loss)
 
 
-def _intention(recipe: Recipe, seconds: float) -> str:
+def _intention(recipe: Recipe, seconds: float, on_cpu: bool) -> str:
     """What a recipe will do and how long it may take, in one sentence."""
     synthesis, quantization = recipe.synthesis, recipe.quantization
     wider = ", their mirror images and as many procedural scenes that show them" if synthesis.widen else ""
@@ -281,7 +299,7 @@ def _intention(recipe: Recipe, seconds: float) -> str:
     if recipe.training is not None:
         steps.append(f"training by {recipe.training.method}")
     why = f" ({recipe.because})" if recipe.because else ""
-    return f"recipe {recipe.name}{why}: {', '.join(steps)}; about {seconds:.0f} CPU seconds"
+    return f"recipe {recipe.name}{why}: {', '.join(steps)}; about {seconds:.0f} {'CPU ' if on_cpu else ''}seconds"
 
 
 def versions() -> dict[str, str]:
@@ -343,7 +361,9 @@ class _Dreamer:
         return samples
 
 
-def _metadata(recipe: Recipe, seed: int, samples: Samples, choice: Choice, hurried: Fastest | None) -> dict[str, str]:
+def _metadata(
+    recipe: Recipe, seed: int, samples: Samples, choice: Choice, hurried: Fastest | None, device: str
+) -> dict[str, str]:
     made = {
         "calibration": {"method": samples.method, "images": len(samples)},
         "recipe": recipe.model_dump(exclude_none=True, exclude={"published"}),
@@ -351,6 +371,7 @@ def _metadata(recipe: Recipe, seed: int, samples: Samples, choice: Choice, hurri
         "fastest": None if hurried is None else str(hurried),
         "seed": seed,
         "threads": torch.get_num_threads(),
+        "device": device,
         "versions": versions(),
     }
     return {"dreamquant.run": json.dumps(made)}

@@ -31,7 +31,7 @@ def circumstances() -> dict[str, str]:
 
 def keep(path: Path, tensors: Mapping[str, Tensor], made_by: str) -> None:
     """Write tensors, whole or not at all."""
-    plain = {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
+    plain = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
     metadata = {"made_by": made_by, "made_with": json.dumps(circumstances()), "checksum": digest(plain)}
     atomic_write(path, save(plain, metadata))
 
@@ -75,5 +75,5 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     found = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        found.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()

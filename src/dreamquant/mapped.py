@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dreamquant.devices import CPU
 from dreamquant.errors import OutputError
 from dreamquant.limits import memory
 
@@ -32,7 +33,7 @@ def room(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
     """
     size = dtype.itemsize * math.prod(shape)
     if size <= min(ROOM, memory() // PARTS):
-        return torch.empty(tuple(shape), dtype=dtype)
+        return torch.empty(tuple(shape), dtype=dtype, device=CPU)
     with tempfile.TemporaryFile(prefix="dreamquant-") as file:
         try:
             if hasattr(os, "posix_fallocate"):  # a hole would be found out about where it is written into
@@ -47,22 +48,23 @@ def room(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 class Pieces(Sequence[Tensor]):
-    """Images (N, C, H, W), `size` at once. Those that lie in files leave memory as the pieces go by, and so does what was freed:
-    after the last, and wherever it has come to `ROOM`."""
+    """Images (N, C, H, W), `size` at once, on `device`. Those that lie in files leave memory as the pieces go by, and so does
+    what was freed: after the last, and wherever it has come to `ROOM`."""
 
-    def __init__(self, images: Tensor, size: int) -> None:
+    def __init__(self, images: Tensor, size: int, device: torch.device | None = None) -> None:
         self._pieces = torch.split(images, size)
+        self._device = images.device if device is None else device
 
     def __len__(self) -> int:
         return len(self._pieces)
 
     def __getitem__(self, place: Any) -> Any:
-        return self._pieces[place]
+        return self._pieces[place].to(self._device)
 
     def __iter__(self) -> Iterator[Tensor]:
         held = _resident()
         for piece in self._pieces:
-            yield piece
+            yield piece.to(self._device)
             _unmap()
             if _resident() - held > ROOM:
                 put_away()

@@ -18,8 +18,8 @@ class Samples:
 
     `confidence` (N,) is the probability that the network gives to its own first choice; None where nobody asked it. `losses`
     is the objective's value at each step (empty if nothing was optimised); `method`, `seed` and `options` say how to make them
-    again. Images lie in memory as they are counted, however they were made, so that those that a file gives back are run by the
-    same kernels, to the same bits.
+    again. All lie in the processor's memory, and images there as they are counted, however they were made, so that those that a
+    file gives back are run by the same kernels, to the same bits.
     """
 
     images: Tensor
@@ -34,7 +34,10 @@ class Samples:
         given: object = self.images
         if not isinstance(given, Tensor):
             raise DataError(f"samples are a {type(given).__name__}, not a float32 tensor (N, C, H, W)")
-        object.__setattr__(self, "images", in_order(given.detach() if given.requires_grad else given))
+        object.__setattr__(self, "images", in_order(given.detach().cpu() if given.requires_grad else given.cpu()))
+        for name in ("labels", "confidence"):
+            known: Tensor | None = getattr(self, name)
+            object.__setattr__(self, name, None if known is None else known.cpu())
 
     def __len__(self) -> int:
         return len(self.images)

@@ -217,8 +217,8 @@ class TestTerms:
         assert input_distance(network, normal * std + mean, per_sample=per_sample).item() == pytest.approx(0, abs=1e-6)
         assert input_distance(network, (normal + 2) * std + mean, per_sample=per_sample).item() == pytest.approx(12, rel=1e-4)
 
-    def test_labels_are_as_even_as_can_be_in_random_order(self) -> None:
-        found = [spread_labels(23, 5, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    def test_labels_are_as_even_as_can_be_in_random_order(self, residual: Network) -> None:
+        found = [spread_labels(residual, 23, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
 
         assert sorted(torch.bincount(found[0]).tolist()) == [4, 4, 5, 5, 5]
         assert torch.equal(found[0], found[1])

@@ -133,7 +133,7 @@ def damages(
 
     with torch.no_grad():
         for number, piece in enumerate(pieces):
-            images = whole_batches(piece, batch)
+            images = whole_batches(piece, batch).to(network.device)
             values: Values = {}
             expected = answers(interpret(graph, images, values=values, keep=True), len(images), len(piece))
             for index, change in enumerate(changes):

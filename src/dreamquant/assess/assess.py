@@ -12,6 +12,7 @@ from dreamquant.assess.latency import Latency, compare_latency
 from dreamquant.assess.layer_times import LayerTime, layer_times
 from dreamquant.assess.probes import Probe, probe
 from dreamquant.assess.trust import Trust, against, beyond, trust, unlike
+from dreamquant.devices import CPU
 from dreamquant.exporters.export import Artifact
 from dreamquant.exporters.onnx_emit import emit_network
 from dreamquant.network.graph import Network
@@ -72,8 +73,9 @@ def assess(
     float network's own ONNX file, both run alternately in ONNX Runtime on one thread.
 
     With the `probes` of `assess.probes` there is an estimate of the accuracy that is lost, where one can be told; `learned` says
-    that rounding or weights were learnt on images, `unasked` why there are no probes.
+    that rounding or weights were learnt on images, `unasked` why there are no probes. All of it is measured on the processor.
     """
+    network, student = network.to(CPU), student.to(CPU)
     expected = float_answers(network, held_out.images)
     runner = onnx_runner(artifact.path, shown=artifact.outputs)
     actual = file_answers(network, runner, held_out.images)

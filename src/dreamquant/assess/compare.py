@@ -17,6 +17,7 @@ from dreamquant.assess.contents import Contents, contents
 from dreamquant.assess.labelled import LabelledImages
 from dreamquant.assess.latency import Latency, compare_latency
 from dreamquant.assess.paired import Array, OutputError, PairedAccuracy, PairedWorth, Ranks, Tally, Worths
+from dreamquant.devices import CPU
 from dreamquant.errors import DataError, DreamQuantError, ModelError, OptionError
 from dreamquant.network.graph import Network, Source
 from dreamquant.network.input_space import InputSpace, Statement, format_numbers, of_properties, standard, stated
@@ -175,7 +176,7 @@ def _kinds(files: _Files, paths: tuple[Path, Path], stated: Mapping[str, str]) -
         if stored is not None:
             return tuple(replace(output, name=names.get(output.name, output.name)) for output in stored), []
         try:
-            network = load(path, input_shape=files.input_shape)
+            network = load(path, input_shape=files.input_shape, device=CPU)
         except DreamQuantError as error:
             reasons.append(str(error))
             continue

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
+from dreamquant.devices import CPU
 from dreamquant.errors import DataError, ModelError
 from dreamquant.mapped import Pieces
 from dreamquant.network.graph import Network, joined
@@ -107,6 +108,7 @@ def measure(network: Network, samples: Samples, *, real: Tensor | None = None, p
     where the plan quantizes nothing that could be compared; `ModelError` when the network's output is not finite;
     `OptionError` for an unknown plan.
     """
+    network = network.to(CPU)
     plan = load_plan(plan) if isinstance(plan, str) else plan
     images, labels = samples.images, samples.labels
     _check(network, images, "samples")

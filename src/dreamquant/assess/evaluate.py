@@ -17,6 +17,7 @@ from torch import Tensor
 from dreamquant.assess.labelled import LabelledImages
 from dreamquant.assess.scoring import Score, class_scores, label_ranks, score_of, told_of
 from dreamquant.assess.truths import CLASS, Truths
+from dreamquant.devices import CPU
 from dreamquant.errors import DataError, ModelError, OptionError
 from dreamquant.network import output_properties
 from dreamquant.network.graph import Network, by_image
@@ -185,6 +186,7 @@ def runnable(model: str, **loading: Unpack[Loading]) -> Runnable:
         runner = runner.looked_into([output.name for output in outputs])
         answers = partial(_file_answers, runner, outputs)
     else:
+        loading.setdefault("device", CPU)
         network = load(model, **loading)
         answers, input_shape, space, outputs = partial(_answers, network), network.input_shape, network.space, network.outputs
     check_normalised(model, space.mean, space.std)
@@ -202,7 +204,7 @@ def known_outputs(runner: OnnxRunner, input_shape: tuple[int, int, int], stated:
     if stored is not None and not stated:
         return stored
     try:
-        return load(runner.name, input_shape=input_shape, layout=runner.layout, outputs=stated).outputs
+        return load(runner.name, input_shape=input_shape, layout=runner.layout, outputs=stated, device=CPU).outputs
     except ModelError as error:
         if stated:
             raise OptionError(f"kinds of outputs are stated, and cannot be held against the file: {error}") from error
@@ -230,7 +232,7 @@ def torch_runner(network: Network) -> Run:
 
 def _answers(network: Network, images: NDArray[np.float32]) -> list[Tensor]:
     with torch.inference_mode():
-        return network.answers(torch.from_numpy(images))
+        return [value.cpu() for value in network.answers(torch.from_numpy(images))]
 
 
 def _file_answers(runner: OnnxRunner, outputs: Sequence[Output], images: NDArray[np.float32]) -> list[Tensor]:

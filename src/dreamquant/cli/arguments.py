@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from dreamquant.assess.labelled import LabelledImages, load_labelled
+from dreamquant.devices import KNOWN
 from dreamquant.errors import OptionError, unknown
 from dreamquant.limits import memory_limit
 from dreamquant.network.graph import Network
@@ -54,6 +55,10 @@ Blank = Annotated[int | None, typer.Option(help="of sequences: the class that st
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="show no progress")]
 Memory = Annotated[float | None, typer.Option(help="GiB that may be asked for; without it, half of the machine's memory")]
+
+Device = Annotated[
+    str, typer.Option(help=f"where MODEL computes: {KNOWN} (a GPU where there is one); files are proven on the cpu")
+]
 
 Numbers = tuple[float, ...]
 

@@ -11,6 +11,7 @@ import typer
 import dreamquant
 from dreamquant.cli.arguments import (
     Channels,
+    Device,
     Force,
     Json,
     Layout,
@@ -30,6 +31,7 @@ from dreamquant.cli.arguments import (
     method_options,
     recipe_settings,
 )
+from dreamquant.devices import AUTO
 from dreamquant.flow import run, telling
 from dreamquant.methods import find_method
 from dreamquant.network.load import load
@@ -69,6 +71,7 @@ def quantize(
     ] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="stage.option=value, e.g. synthesis.steps=200")] = None,
     seed: Seed = 0,
+    device: Device = AUTO,
     report: Annotated[Path | None, typer.Option(help="an .html file to write: what came of it, as one page to decide by")] = None,
     run_dir: Annotated[Path | None, typer.Option(help="keep samples and result there; a run that was stopped goes on")] = None,
     estimate: Annotated[
@@ -97,6 +100,7 @@ def quantize(
             **input_options(input_shape, mean, std, pixels, layout, channels, outputs),
             force=force,
             trust=trust_model,
+            device=device,
             images=images,
             mix=mix,
             resize=resize,
@@ -134,6 +138,7 @@ def synthesize(
     outputs: Outputs = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="an option of the method: name=value")] = None,
     seed: Seed = 0,
+    device: Device = AUTO,
     tool: Annotated[
         str | None, typer.Option("--for", help="modelopt: an .npz of the images alone, under the name of the model's input")
     ] = None,
@@ -145,9 +150,8 @@ def synthesize(
     named = bool(tool or input_name)
     check_samples_path(output, inputs=[Path(model)] if Path(model).is_file() else [], named=named)
     options = find_method("synthesis", method).check_options(method_options(settings or []))
-    network = load(
-        model, **input_options(input_shape, mean, std, pixels, layout, channels, outputs), force=force, trust=trust_model
-    )
+    given = input_options(input_shape, mean, std, pixels, layout, channels, outputs)
+    network = load(model, **given, force=force, trust=trust_model, device=device)
     if not output.suffix:
         check_pixels(network)
     if named:

@@ -35,6 +35,7 @@ from dreamquant.cli.arguments import (
     input_options,
     load_images,
 )
+from dreamquant.devices import CPU
 from dreamquant.flow import telling
 from dreamquant.network.load import load
 from dreamquant.quantization.plan import load_plan
@@ -117,9 +118,8 @@ def dreams(
     """Measure the images in SAMPLES: distance to MODEL's BatchNorms, diversity, classes and, against real images, ranges."""
     chosen, dreamt = load_plan(plan), read_samples(samples)
     images = load_images(data, labels, label_column, resize)
-    network = load(
-        model, **input_options(input_shape, mean, std, pixels, layout, channels, outputs), force=force, trust=trust_model
-    )
+    given = input_options(input_shape, mean, std, pixels, layout, channels, outputs)
+    network = load(model, **given, force=force, trust=trust_model, device=CPU)
     real = None
     if images is not None:
         check_normalised(model, network.mean, network.std)

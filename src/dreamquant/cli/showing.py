@@ -10,6 +10,7 @@ import typer
 from dreamquant.assess.inspection import inspect as inspect_network
 from dreamquant.cli.arguments import (
     Channels,
+    Device,
     Force,
     Json,
     Layout,
@@ -24,6 +25,7 @@ from dreamquant.cli.arguments import (
     Trust,
     input_options,
 )
+from dreamquant.devices import AUTO
 from dreamquant.flow import ranked
 from dreamquant.methods import FAMILIES, method_names
 from dreamquant.network.load import load
@@ -50,14 +52,14 @@ def inspect(
     trust_model: Trust = False,
     outputs: Outputs = None,
     seed: Seed = 0,
+    device: Device = AUTO,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Show MODEL's layers, BatchNorms, segments, what a plan quantizes, which methods can work on it and which layers hurt."""
     chosen, width, dreamer = load_plan(plan), parse_bits(bits), load_recipe(recipe)
-    network = load(
-        model, **input_options(input_shape, mean, std, pixels, layout, channels, outputs), force=force, trust=trust_model
-    )
+    given = input_options(input_shape, mean, std, pixels, layout, channels, outputs)
+    network = load(model, **given, force=force, trust=trust_model, device=device)
     found = inspect_network(network, chosen, width)
     if sensitivity:
         with progress_bars(quiet or as_json) as progress:

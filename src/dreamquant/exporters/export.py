@@ -9,6 +9,7 @@ from pathlib import Path
 
 from onnx import helper
 
+from dreamquant.devices import CPU
 from dreamquant.errors import OptionError, OutputError
 from dreamquant.exporters.qdq import to_onnx
 from dreamquant.exporters.verify import Verification, verify
@@ -41,13 +42,15 @@ class Artifact:
 def export(
     student: Student, path: str | os.PathLike[str], samples: Samples, *, metadata: Mapping[str, str] | None = None
 ) -> Artifact:
-    """Write `path` (.onnx) and prove it on the samples. `metadata` goes into the file's properties, beside those it came with.
+    """Write `path` (.onnx) and prove it on the samples, both on the processor. `metadata` goes into the file's properties, beside
+    those it came with.
 
     Raises `OptionError` for another suffix, `OutputError` when the file cannot be written, `UnsupportedOperator` for what the
     format cannot say, `VerificationError` when the file does not do what was measured; `path` is then as it was.
     """
     path = Path(path)
     check_format(path)
+    student = student.to(CPU)
     samples.check(student.network.input_shape)
     proto, integers, stored, outputs, names = to_onnx(student)
     network = student.network

@@ -235,7 +235,7 @@ def margins(output: Output, value: Tensor, variance: float, seed: int) -> Tensor
     else:
         flat = _rows(value) / variance**0.5 if output.kind == VALUES else _rows(logits(output, value))
     generator = torch.Generator().manual_seed(seed)
-    signs = torch.randint(0, 2, (flat.shape[1], LOOKS), generator=generator).to(flat.dtype) * 2 - 1
+    signs = torch.randint(0, 2, (flat.shape[1], LOOKS), generator=generator).to(flat) * 2 - 1
     looked: Tensor = flat @ signs / flat.shape[1] ** 0.5
     return looked
 

@@ -111,5 +111,5 @@ def _patches(nodes: list[fx.Node], computed: set[fx.Node], tokens: int) -> tuple
 def patch_similarity(patches: Tensor) -> Tensor:
     """Cosine similarities (rows, pairs) of patches (rows, patches, channels): each pair once, and none with itself."""
     unit = patches / (patches.square().sum(-1, keepdim=True) + 1e-12).sqrt()
-    pairs = torch.triu_indices(patches.shape[1], patches.shape[1], 1)
+    pairs = torch.triu_indices(patches.shape[1], patches.shape[1], 1, device=patches.device)
     return (unit @ unit.transpose(1, 2))[:, pairs[0], pairs[1]]

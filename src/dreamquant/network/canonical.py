@@ -34,7 +34,7 @@ def scaled_dot_product_attention(
         key, value = key.repeat_interleave(repeats, -3), value.repeat_interleave(repeats, -3)
     scores = torch.matmul(query * (query.shape[-1] ** -0.5 if scale is None else scale), key.transpose(-2, -1))
     if is_causal:
-        scores = scores + torch.full(scores.shape[-2:], -torch.inf).triu(1)
+        scores = scores + torch.full(scores.shape[-2:], -torch.inf, device=scores.device).triu(1)
     if attn_mask is not None:
         scores = scores + (torch.where(attn_mask, 0.0, -torch.inf) if attn_mask.dtype == torch.bool else attn_mask)
     return torch.matmul(torch.softmax(scores, -1), value)

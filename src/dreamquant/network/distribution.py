@@ -10,13 +10,13 @@ import math
 import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from dreamquant.network.graph import Network, aten, is_input, tensor_of
+from dreamquant.network.graph import Network, aten, device_of, is_input, tensor_of
 from dreamquant.network.interpreter import call
 from dreamquant.network.notes import is_tensor, notes, shape_of
 from dreamquant.network.operators import CLIPPING, LINEARS, PASSTHROUGH, WEIGHTED, argument, data_inputs, is_call, unquantized
@@ -61,7 +61,7 @@ class Distribution:
 
     def typical(self) -> Tensor:
         """Values (256, ...) that stand for a normal variable: from equally many quantiles of each element of `mean`."""
-        places = (torch.arange(QUANTILES, dtype=torch.float64) + 0.5) / QUANTILES
+        places = (torch.arange(QUANTILES, dtype=torch.float64, device=self.mean.device) + 0.5) / QUANTILES
         shape = (-1, *[1] * self.mean.dim())
         values: Tensor = self.mean + self.deviation * torch.special.ndtri(places).view(shape)
         return values
@@ -113,7 +113,7 @@ def _image(network: Network, deviations: float) -> Distribution:
     ends = network.space.ends()
     if ends is None:
         return _normal(mean, deviation, deviations)
-    black, white = (end.double().unsqueeze(0) for end in ends)
+    black, white = (end.to(mean).unsqueeze(0) for end in ends)
     return Distribution(mean, deviation, black, white)
 
 
@@ -219,15 +219,16 @@ def run_layer(node: fx.Node, x: Tensor, weight: Tensor, bias: Tensor | None) -> 
 
 def _clipped(graph: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Distribution]) -> Distribution | None:
     """Of a clip, or of several in a row: they are one clip of what enters the first."""
-    low, high = torch.tensor(-math.inf, dtype=torch.float64), torch.tensor(math.inf, dtype=torch.float64)
+    number = partial(torch.tensor, dtype=torch.float64, device=device_of(graph))
+    low, high = number(-math.inf), number(math.inf)
     while is_call(node, CLIPPING | {aten.minimum.default}):
         if node.target is aten.minimum.default:
             ends = [tensor_of(graph, one) for one in node.all_input_nodes if one.op == "get_attr"]
             if len(ends) != 1:
                 return None
-            least, most = torch.tensor(-math.inf, dtype=torch.float64), ends[0].double()
+            least, most = number(-math.inf), ends[0].double()
         else:
-            least, most = (torch.tensor(end, dtype=torch.float64) for end in clip_ends(node))
+            least, most = map(number, clip_ends(node))
         low, high = (torch.minimum(torch.maximum(inner, low), high) for inner in (least, most))
         node = unquantized(data_inputs(node)[0])
     x = known[node]
@@ -269,7 +270,8 @@ def _bent(x: Distribution, function: Callable[[Tensor], Tensor]) -> Distribution
     """Of any element-wise function: averaged over quantiles of the normal distribution, its range searched on [low, high]."""
     shape = (-1, *[1] * x.mean.dim())
     values = function(x.typical())
-    seen = function(x.low + (x.high - x.low) * torch.linspace(0, 1, QUANTILES + 1, dtype=torch.float64).view(shape))
+    places = torch.linspace(0, 1, QUANTILES + 1, dtype=torch.float64, device=x.mean.device).view(shape)
+    seen = function(x.low + (x.high - x.low) * places)
     return Distribution(values.mean(0), values.std(0, correction=0), seen.amin(0), seen.amax(0))
 
 
@@ -345,7 +347,8 @@ def _call(node: fx.Node, values: Tensor, graph: fx.GraphModule | None = None) ->
 def _slope(graph: fx.GraphModule, node: fx.Node) -> Tensor:
     """LeakyReLU's or PReLU's factor of negative values, shaped to broadcast."""
     if node.target is aten.leaky_relu.default:
-        return torch.tensor(node.args[1] if len(node.args) > 1 else 0.01, dtype=torch.float64)
+        slope = node.args[1] if len(node.args) > 1 else 0.01
+        return torch.tensor(slope, dtype=torch.float64, device=device_of(graph))
     shape = [1] * len(shape_of(node))
     shape[1] = -1
     return tensor_of(graph, argument(node, 1)).double().view(shape)

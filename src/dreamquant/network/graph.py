@@ -15,7 +15,9 @@ two, or of `Network.batch`), and the name of the value that it stands for in the
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import itertools
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,10 +26,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
+from dreamquant.devices import CPU
 from dreamquant.errors import ModelError
 from dreamquant.mapped import Pieces, room
 from dreamquant.network.input_space import UNKNOWN, InputSpace
-from dreamquant.network.notes import notes
+from dreamquant.network.notes import is_tensor, notes, set_notes
 
 if TYPE_CHECKING:
     import onnx
@@ -88,6 +91,15 @@ class Network:
         """The same network around a graph of other nodes, so that it cannot go out as the ONNX graph it came in as."""
         return replace(self, graph=graph, source=replace(self.source, proto=None))
 
+    def to(self, device: torch.device) -> Network:
+        """The same network with its tensors on a device, where all that runs it computes; one of no stored tensor stays."""
+        return self if device == self.device else self.with_graph(moved(self.graph, device))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network's tensors lie."""
+        return device_of(self.graph)
+
     @property
     def input_name(self) -> str:
         """The name of the input in the ONNX file that the network was read from; empty where it came from elsewhere."""
@@ -114,12 +126,45 @@ class Network:
 
     @property
     def input_statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation (C, 1, 1) that images have in the input space."""
-        return self.space.statistics(self.input_shape[0])
+        """Mean and standard deviation (C, 1, 1) that images have in the input space, on the network's device."""
+        mean, deviation = self.space.statistics(self.input_shape[0])
+        return mean.to(self.device), deviation.to(self.device)
+
+
+def device_of(graph: fx.GraphModule) -> torch.device:
+    """Where the tensors lie that a graph has stored; the processor where it has none."""
+    stored = next(itertools.chain(graph.parameters(), graph.buffers()), None)
+    return CPU if stored is None else stored.device
+
+
+def moved(graph: fx.GraphModule, device: torch.device) -> fx.GraphModule:
+    """A copy of a graph whose tensors lie on a device, with those that it makes as it runs."""
+    graph = copy.deepcopy(graph).to(device)
+
+    def there(value: Any) -> Any:
+        return device if isinstance(value, torch.device) else value
+
+    for node in graph.graph.nodes:
+        node.args, node.kwargs = fx.node.map_aggregate((node.args, node.kwargs), there)
+        if _makes_tensors(node):
+            node.update_kwarg("device", device)
+        normal = notes(node).normal
+        if normal is not None:
+            set_notes(node, replace(notes(node), normal=(normal[0].to(device), normal[1].to(device))))
+    graph.recompile()
+    return graph
+
+
+def _makes_tensors(node: fx.Node) -> bool:
+    """Whether a node makes a tensor of none, where an argument says."""
+    schema = getattr(node.target, "_schema", None)
+    takes = schema is not None and any(argument.name == "device" for argument in schema.arguments)
+    return takes and not any(map(is_tensor, node.all_input_nodes))
 
 
 def run_batched(graph: fx.GraphModule, images: Tensor, batch: int | None, outputs: Sequence[Output] = ()) -> list[Tensor]:
-    """All outputs of `graph` on `images`, each (N, ...), in pieces of `batch` where the graph runs no other size."""
+    """All outputs of `graph` on `images`, each (N, ...) on its device, in pieces of `batch` where it runs no other size."""
+    images = images.to(device_of(graph))
     pieces = [images] if batch is None else torch.split(whole_batches(images, batch), batch)
     found = [by_image(graph(piece), outputs, len(piece)) for piece in pieces]
     return [torch.cat(parts)[: len(images)] if len(parts) > 1 else parts[0][: len(images)] for parts in zip(*found, strict=True)]
@@ -142,12 +187,13 @@ def outputs_of(result: Any) -> list[Tensor]:
 def run_once(graph: fx.GraphModule, images: Tensor) -> list[Tensor]:
     """All outputs of `graph` on `images`, as it returns them; without gradients."""
     with torch.no_grad():
-        return outputs_of(graph(images))
+        return outputs_of(graph(images.to(device_of(graph))))
 
 
-def in_pieces(images: Tensor, batch: int | None, size: int) -> Pieces:
-    """The images as a graph is to be run on them: whole batches of `batch` where it runs no others, else `size` at once."""
-    return Pieces(whole_batches(images, batch), batch or size)
+def in_pieces(images: Tensor, batch: int | None, size: int, device: torch.device = CPU) -> Pieces:
+    """The images as a graph on `device` is to be run on them: whole batches of `batch` where it runs no others, else `size` at
+    once."""
+    return Pieces(whole_batches(images, batch), batch or size, device)
 
 
 def whole_batches(images: Tensor, batch: int | None) -> Tensor:
@@ -162,7 +208,7 @@ def digest(tensors: Iterable[Tensor]) -> str:
     """A short text that tells tensors apart."""
     found = hashlib.sha256()
     for tensor in tensors:
-        found.update(tensor.detach().contiguous().numpy().tobytes())
+        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return found.hexdigest()[:16]
 
 

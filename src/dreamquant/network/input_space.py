@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dreamquant.devices import CPU
 from dreamquant.errors import ModelError, OptionError, unknown
 from dreamquant.mapped import room
 from dreamquant.runtime import LAYOUT_KEY
@@ -130,13 +131,13 @@ class InputSpace:
     def statistics(self, channels: int) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation (C, 1, 1) of the numbers that are fed; 0 and 1 where nothing tells."""
         centre, spread = self.centre or (0.0,) * channels, self.spread or (1.0,) * channels
-        return torch.tensor(centre).view(-1, 1, 1), torch.tensor(spread).view(-1, 1, 1)
+        return _by_channel(centre), _by_channel(spread)
 
     def ends(self) -> tuple[Tensor, Tensor] | None:
         """What a black and a white pixel are fed as, (C, 1, 1) each; None where that is not known or not to be believed."""
         if not self.mean or not self.bounded:
             return None
-        mean, std = torch.tensor(self.mean).view(-1, 1, 1), torch.tensor(self.std).view(-1, 1, 1)
+        mean, std = _by_channel(self.mean), _by_channel(self.std)
         return (0.0 - mean) / std, (1.0 - mean) / std
 
     def snapped(self, images: Tensor) -> Tensor:
@@ -172,6 +173,10 @@ class InputSpace:
         if self.mean:
             found |= {MEAN_KEY: format_numbers(self.mean), STD_KEY: format_numbers(self.std)}
         return found
+
+
+def _by_channel(numbers: Sequence[float]) -> Tensor:
+    return torch.tensor(numbers, device=CPU).view(-1, 1, 1)
 
 
 UNKNOWN = InputSpace()

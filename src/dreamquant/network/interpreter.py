@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from dreamquant.network.graph import is_input, tensor_of
+from dreamquant.network.graph import device_of, is_input, tensor_of
 from dreamquant.network.notes import note_value
 
 Values = dict[fx.Node, Any]
@@ -68,4 +68,4 @@ def interpret(
 def record_shapes(graph: fx.GraphModule, images: Tensor) -> None:
     """Note shape and number type of every tensor-valued node, as seen when running `images`."""
     with torch.no_grad():
-        interpret(graph, images, after=note_value)
+        interpret(graph, images.to(device_of(graph)), after=note_value)

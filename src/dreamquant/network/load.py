@@ -17,6 +17,7 @@ from typing import Any, TypedDict
 import torch
 from torch import nn
 
+from dreamquant.devices import AUTO, find_device
 from dreamquant.errors import ModelError, OptionError, blamed
 from dreamquant.limits import check_memory
 from dreamquant.mapped import put_away
@@ -45,6 +46,7 @@ class Loading(TypedDict, total=False):
     force: bool
     trust: bool
     outputs: Mapping[str, str] | None
+    device: str | torch.device
 
 
 @plain_torch()
@@ -60,6 +62,7 @@ def load(
     force: bool = False,
     trust: bool = False,
     outputs: Mapping[str, str] | None = None,
+    device: str | torch.device = AUTO,
 ) -> Network:
     """The network that `model` names: a module, a `.onnx` or `.pt2` file, `package.module:callable` or `path.py:callable`
     (called without arguments, returns a module), or `timm:NAME` (pretrained, needs the extra `timm`).
@@ -67,10 +70,12 @@ def load(
     `input_shape` is (C, H, W), needed where the model does not tell it. `mean`, `std`, `pixels`, `layout` and `channels` state
     the input space, as in `network.input_space.Statement`; what is not stated is read from the file, the graph or the first
     BatchNorm, and `Network.space` says which. `outputs` states kinds of outputs by name (`network.outputs.KINDS`); the others'
-    are found. Nothing that a file holds is run; a `.pt2` that torch would run code from is refused, unless it is one to `trust`.
+    are found. It computes on `device`, as `find_device` knows it. Nothing that a file holds is run; a `.pt2` that torch would
+    run code from is refused, unless it is one to `trust`.
     Raises `ModelError` for what cannot be read, is no network of images, or contradicts what is stated (`force` goes on),
     `OptionError` for options that do not fit.
     """
+    place = find_device(device)
     statement = Statement(mean or None, std or None, pixels, layout, channels)
     if input_shape is not None:
         if len(input_shape) != 3 or not all(size == int(size) >= 1 for size in input_shape):
@@ -85,7 +90,7 @@ def load(
     looked_at, network = network.input_statistics, decide(network, statement, properties, force=force)
     if not all(torch.equal(*pair) for pair in zip(looked_at, network.input_statistics, strict=True)):
         network = replace(network, outputs=find_outputs(network))  # on images of such numbers
-    return replace(network, outputs=restated(network, outputs or {}))
+    return replace(network, outputs=restated(network, outputs or {})).to(place)
 
 
 def _named(model: str | os.PathLike[str] | nn.Module) -> str:

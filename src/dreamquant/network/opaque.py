@@ -17,6 +17,7 @@ import torch
 from onnx import helper, shape_inference
 from torch import Tensor, fx
 
+from dreamquant.devices import CPU
 from dreamquant.errors import ModelError, OptionError, UnsupportedOperator, blamed
 from dreamquant.limits import check_memory
 from dreamquant.network.graph import Network, is_input
@@ -35,7 +36,7 @@ def onnx_node(text: str, *inputs: Tensor) -> Any:
         found = outputs_of(text, [tuple(value.shape) for value in inputs])
         results = [torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in found]
     else:
-        results = _runner(text)(inputs)
+        results = [value.to(inputs[0].device) for value in _runner(text)(inputs)]
     return results[0] if len(results) == 1 else tuple(results)
 
 
@@ -127,7 +128,7 @@ def outputs_of(text: str, shapes: Sequence[tuple[int, ...]]) -> list[tuple[tuple
 
 
 def _tried(text: str, shapes: Sequence[tuple[int, ...]]) -> list[tuple[tuple[int, ...], torch.dtype]]:
-    first, second = (_runner(text)([torch.full(shape, fill) for shape in shapes]) for fill in (0.0, 0.5))
+    first, second = (_runner(text)([torch.full(shape, fill, device=CPU) for shape in shapes]) for fill in (0.0, 0.5))
     if [value.shape for value in first] != [value.shape for value in second]:
         raise UnsupportedOperator("its sizes depend on values")
     return [(tuple(value.shape), value.dtype) for value in first]
@@ -150,7 +151,7 @@ def _runner(text: str) -> Callable[[Sequence[Tensor]], list[Tensor]]:
         given = zip(dtypes.items(), inputs, strict=True)
         return [
             torch.from_numpy(value)
-            for value in run({name: x.detach().to(dtype).contiguous().numpy() for (name, dtype), x in given})
+            for value in run({name: x.detach().cpu().to(dtype).contiguous().numpy() for (name, dtype), x in given})
         ]
 
     return compute

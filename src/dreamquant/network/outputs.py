@@ -131,7 +131,7 @@ def restated(network: Network, stated: Mapping[str, str]) -> tuple[Output, ...]:
 
 def _noise(network: Network) -> Tensor:
     """Images of independent pixels, with the mean and deviation of the input space."""
-    centre, spread = network.input_statistics
+    centre, spread = network.space.statistics(network.input_shape[0])
     noise = torch.randn((network.batch or TRIED, *network.input_shape), generator=torch.Generator().manual_seed(0))
     return network.space.snapped(noise * spread + centre)
 

@@ -27,7 +27,7 @@ def slice_scatter(
         before = [x.narrow(dim, 0, first)] if first else []
         behind = [x.narrow(dim, last, size - last)] if last < size else []
         return torch.cat([*before, part, *behind], dim)
-    places = torch.arange(size)
+    places = torch.arange(size, device=x.device)
     source = ((places - first) // step).clamp(0, part.shape[dim] - 1)
     written = (places >= first) & (places < last) & ((places - first) % step == 0)
     shape = [-1 if axis == dim % x.dim() else 1 for axis in range(x.dim())]

@@ -75,7 +75,7 @@ def float_values(student: Student, images: Tensor, deciders: Deciders) -> dict[s
     fixed = constants(graph.graph)
     tallies = {name: Tally(len(nodes)) for name, nodes in deciders.items() if fixed.isdisjoint(nodes)}
     places = [(node, name, place) for name in tallies for place, node in enumerate(deciders[name])]
-    pieces = in_pieces(images, network.batch, at_once(network, MOST))
+    pieces = in_pieces(images, network.batch, at_once(network, MOST), network.device)
 
     def step(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
         if node.op == "get_attr":

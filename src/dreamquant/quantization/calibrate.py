@@ -31,4 +31,4 @@ def even_batches(network: Network, images: Tensor) -> Tensor:
     """Images (N, C, H, W) filled up with themselves to whole batches, where a network runs no other."""
     if not network.batch:
         return images
-    return images[torch.arange(-(-len(images) // network.batch) * network.batch) % len(images)]
+    return images[torch.arange(-(-len(images) // network.batch) * network.batch, device=images.device) % len(images)]

@@ -30,9 +30,9 @@ def channel_bits(rows: Tensor, bits: int) -> Tensor:
         raise OptionError(f"{bits} bits a channel; there can be 0 to {MOST}")
     alpha = rows.double().square().mean(1).sqrt()
     # a channel's next bit is worth its log2 B_i less the bits that it has; the most valuable ones are bought
-    worth = (2 / 3 * alpha.log2())[:, None] - torch.arange(MOST)
+    worth = (2 / 3 * alpha.log2())[:, None] - torch.arange(MOST, device=rows.device)
     bought = worth.flatten().sort(descending=True, stable=True).indices[: len(rows) * bits]
-    given = torch.zeros(worth.numel(), dtype=torch.int64).index_fill(0, bought, 1).view_as(worth)
+    given = bought.new_zeros(worth.numel()).index_fill(0, bought, 1).view_as(worth)
     return torch.where(alpha > 0, given.sum(1), 0)
 
 
@@ -42,7 +42,7 @@ def grid_of_channels(rows: Tensor, widths: Tensor, find: Callable[..., tuple[Ten
     The integers of all channels go into the widest one's, unsigned. `find` is a range method, asked with each width. A channel
     of 0 bits is 0 throughout.
     """
-    scale, zero_point, values = torch.ones(len(rows)), torch.zeros(len(rows)), torch.zeros_like(rows)
+    scale, zero_point, values = rows.new_ones(len(rows)), rows.new_zeros(len(rows)), torch.zeros_like(rows)
     for width in sorted(set(widths.tolist())):
         if width:
             chosen = widths == width

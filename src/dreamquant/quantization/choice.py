@@ -28,6 +28,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from dreamquant.devices import CPU
 from dreamquant.errors import ModelError
 from dreamquant.mapped import Pieces
 from dreamquant.network.answers import busy, distance, margins, shows, spreads
@@ -115,7 +116,8 @@ class _Judge:
         """(N,), float64."""
         found, start = [], 0
         for piece in Pieces(self._images, at_once(student.network, MOST)):
-            actual, expected = student.answers(piece), [value[start : start + len(piece)] for value in self._expected]
+            actual = [value.to(CPU) for value in student.answers(piece)]
+            expected = [value[start : start + len(piece)] for value in self._expected]
             answers = enumerate(zip(self._outputs, expected, actual, self._spreads, strict=True))
             found.append(
                 torch.stack([self._apart(seed, *answer) for seed, answer in answers if answer[0].axis is not None]).sum(0)
@@ -128,7 +130,7 @@ class _Judge:
             one, other = (margins(output, value, variance, seed) for value in (expected, actual))
             return (one - other).double().square().mean(1)
         pairs = zip(torch.split(expected, 1), torch.split(actual, 1), strict=True)
-        return torch.tensor([distance(output, one, other, variance) for one, other in pairs], dtype=torch.float64)
+        return torch.tensor([distance(output, one, other, variance) for one, other in pairs], dtype=torch.float64, device=CPU)
 
 
 def choose(network: Network, samples: Samples, plan: Plan, bits: Bits, callback: Callback | None = None) -> Choice:
@@ -237,7 +239,7 @@ def _spared(network: Network, images: Tensor, judge: _Judge, choice: Choice, tri
     grids, tested = tried.grids[choice.taken.ranges], 0
     cost = {name: moved([grids[name]]).mean().item() for name, moved in tried.moves.items() if name in grids}
     order = sorted(cost, key=lambda name: -cost[name])
-    shares = torch.tensor([cost[name] for name in order], dtype=torch.float64).cumsum(0)
+    shares = torch.tensor([cost[name] for name in order], dtype=torch.float64, device=CPU).cumsum(0)
     for power in range(1, STEPS) if choice.shown else (2, 1):
         few = int((shares < (1 - HALF**power) * shares[-1]).sum()) + 1
         if few * SPARED > len(order) or few == tested:

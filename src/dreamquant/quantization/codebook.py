@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,6 +18,10 @@ class Codebook:
 
     levels: Tensor
     axis: int | None = None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Codebook:
+        """The codebook whose levels are `function` of these."""
+        return replace(self, levels=function(self.levels))
 
     @property
     def bits(self) -> int:

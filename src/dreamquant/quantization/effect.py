@@ -26,7 +26,7 @@ from dreamquant.network.notes import is_tensor
 from dreamquant.network.opaque import is_opaque, stops_gradient
 from dreamquant.network.outputs import SHAPE, VALUES, Output
 from dreamquant.network.scores import float_answers
-from dreamquant.quantization.grid import BLOCK, Grid, grid_of_range
+from dreamquant.quantization.grid import Grid, block, grid_of_range
 from dreamquant.quantization.histogram import BINS
 
 IMAGES, CHUNK = 64, 8  # looked at in all, and at once
@@ -74,7 +74,7 @@ def effects(network: Network, nodes: Collection[fx.Node], images: Tensor) -> dic
     if not nodes:
         return {}
     graph = network.graph
-    pieces = in_pieces(images[:IMAGES], network.batch, at_once(network, CHUNK, kept=True))
+    pieces = in_pieces(images[:IMAGES], network.batch, at_once(network, CHUNK, kept=True), network.device)
     limits = _limits(graph, nodes, pieces)
     variances = spreads(network.outputs, float_answers(network, images[:IMAGES]))
     slopes: dict[fx.Node, list[Tensor]] = {}
@@ -90,7 +90,7 @@ def effects(network: Network, nodes: Collection[fx.Node], images: Tensor) -> dic
 
         if not look_at_gradients(graph, piece, nodes, asked, look, ends=ends, size=working_bytes()):
             raise ModelError("effect_limit asks how far errors move the answers, and they have no gradient")
-    result = {node: Effect(_centres(*limits[node]), torch.cat(slopes[node])) for node in limits if node in slopes}
+    result = {node: Effect(_centres(*limits[node], network.device), torch.cat(slopes[node])) for node in limits if node in slopes}
     if not all(bool(effect.slopes.isfinite().all()) for effect in result.values()):
         raise ModelError("effect_limit asks how far errors move the answers, and their gradients are not finite numbers")
     return result
@@ -149,12 +149,12 @@ def _limits(graph: fx.GraphModule, nodes: Collection[fx.Node], pieces: Iterable[
 def _histogram(values: Tensor, gradients: Tensor, low: float, high: float) -> Tensor:
     """The gradients of each image's values, summed up in the bins that the values lie in: (images, bins)."""
     flat, slopes = values.flatten(1), gradients.flatten(1)
-    sums = torch.zeros(len(flat), BINS, dtype=torch.float64)
-    for part, slope in zip(torch.split(flat, BLOCK, 1), torch.split(slopes, BLOCK, 1), strict=True):
+    sums = flat.new_zeros(len(flat), BINS, dtype=torch.float64)
+    for part, slope in zip(torch.split(flat, block(flat), 1), torch.split(slopes, block(flat), 1), strict=True):
         bins = (part - low).mul_(BINS / max(high - low, 1e-30)).long().clamp_(0, BINS - 1)
         sums.scatter_add_(1, bins, slope.double())
     return sums.float()
 
 
-def _centres(low: float, high: float) -> Tensor:
-    return low + (high - low) / BINS * (torch.arange(BINS) + 0.5)
+def _centres(low: float, high: float, device: torch.device) -> Tensor:
+    return low + (high - low) / BINS * (torch.arange(BINS, device=device) + 0.5)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from dreamquant.devices import CPU
 from dreamquant.errors import ModelError
 from dreamquant.quantization.codebook import Codebook
 
@@ -26,6 +28,10 @@ class Grid:
     qmin: int
     qmax: int
     axis: int | None = None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Grid:
+        """The grid whose tensors are `function` of these."""
+        return replace(self, scale=function(self.scale), zero_point=function(self.zero_point))
 
     @property
     def bits(self) -> int:
@@ -52,13 +58,18 @@ class Grid:
             if self.axis is not None or not x.is_contiguous():
                 return self.integers(x).sub_(zero_point).mul_(scale)
             moved = torch.empty_like(x)
-            for part, out in zip(torch.split(x.view(-1), BLOCK), torch.split(moved.view(-1), BLOCK), strict=True):
+            for part, out in zip(torch.split(x.view(-1), block(x)), torch.split(moved.view(-1), block(x)), strict=True):
                 torch.div(part, scale, out=out).round_().add_(zero_point).clamp_(self.qmin, self.qmax)
                 out.sub_(zero_point).mul_(scale)
             return moved
         ratio = x / scale
         rounded = ratio + (torch.round(ratio) - ratio).detach()
         return ((rounded + zero_point).clamp(self.qmin, self.qmax) - zero_point) * scale
+
+
+def block(x: Tensor) -> int:
+    """How many values of a tensor are worked on at a time: a GPU has no use for less than all."""
+    return BLOCK if x.device == CPU else max(x.numel(), 1)
 
 
 def integer_limits(bits: int, *, signed: bool) -> tuple[int, int]:
@@ -91,6 +102,12 @@ class FakeQuantize(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.grid: Grid | Codebook | None = None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FakeQuantize:
+        """What `Module.to` does to tensors, done to those of the grid."""
+        self.grid = None if self.grid is None else self.grid.map(fn)
+        found: FakeQuantize = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return found
 
     def forward(self, x: Tensor) -> Tensor:
         return x if self.grid is None else self.grid.fake(x)

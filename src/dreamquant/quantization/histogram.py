@@ -47,7 +47,7 @@ class Values:
             rows = zip(self.points, reach.tolist(), strict=True)
             return torch.stack([counted(row[row != 0], 2 * number, -end, end) for row, end in rows])
         below = F.pad(self.weights[:, :-1].cumsum(1), (1, 0))
-        edges = torch.arange(2 * number + 1, dtype=torch.float64) * (BINS / number)
+        edges = torch.arange(2 * number + 1, dtype=torch.float64, device=below.device) * (BINS / number)
         first = edges.long().clamp(max=2 * BINS - 1)
         return (below[:, first] + (edges - first) * self.weights[:, first]).diff(dim=1)
 
@@ -68,7 +68,7 @@ class Tally:
         self._highs: list[list[Tensor]] = [[] for _ in range(tensors)]
         self._kept: list[Tensor] = []
         self._size = 0
-        self._counts = torch.zeros(2 * BINS, dtype=torch.float64)
+        self._counts: Tensor | float = 0.0  # (2 * BINS,), float64, once there are any
         self._zeros = 0
 
     def see(self, tensor: int, piece: Tensor) -> None:
@@ -96,7 +96,7 @@ class Tally:
     def count(self, piece: Tensor) -> None:
         """Any piece again."""
         if math.isfinite(self._reach):
-            self._counts += counted(piece.flatten(), 2 * BINS, -self._reach, self._reach)
+            self._counts = self._counts + counted(piece.flatten(), 2 * BINS, -self._reach, self._reach)
             self._zeros += piece.numel() - int(piece.count_nonzero())
 
     def values(self) -> Values:
@@ -109,9 +109,9 @@ class Tally:
             points = torch.cat(self._kept)[None]
             return Values(points, torch.ones_like(points), low, high)
         reach = self._reach
-        centres = reach * ((torch.arange(2 * BINS) + 0.5) / BINS - 1)
-        counts = self._counts - self._zeros * torch.histc(torch.zeros(1), 2 * BINS, -reach, reach)
-        weights = torch.cat([counts, torch.tensor([float(self._zeros)], dtype=torch.float64)])
+        centres = reach * ((torch.arange(2 * BINS, device=low.device) + 0.5) / BINS - 1)
+        counts = self._counts - self._zeros * torch.histc(low.new_zeros(1), 2 * BINS, -reach, reach).double()
+        weights = torch.cat([counts, counts.new_tensor([float(self._zeros)])])
         return Values(F.pad(centres, (0, 1))[None], weights[None], low, high, reach)
 
 
@@ -141,5 +141,5 @@ def summarize(values: Tensor | Values) -> tuple[Tensor, Tensor]:
     for row, first, last in zip(flat, low.tolist(), high.tolist(), strict=True):
         last = max(last, first + 1e-30)
         counts.append(counted(row, BINS, first, last))
-        centres.append(first + (last - first) / BINS * (torch.arange(BINS) + 0.5))
+        centres.append(first + (last - first) / BINS * (torch.arange(BINS, device=row.device) + 0.5))
     return torch.stack(centres), torch.stack(counts)

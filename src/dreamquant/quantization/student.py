@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx
@@ -44,6 +44,10 @@ class Student:
         """The student's first output on images (N, C, H, W)."""
         with torch.no_grad():
             return self.network(images)
+
+    def to(self, device: torch.device) -> Student:
+        """The same student with its tensors on a device."""
+        return replace(self, network=self.network.to(device))
 
     def answers(self, images: Tensor) -> list[Tensor]:
         """All of the student's outputs on images (N, C, H, W), each (N, ...)."""

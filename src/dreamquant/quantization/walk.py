@@ -74,7 +74,7 @@ def walk(
     node: `during(piece, quantized, float)` gets what both networks have as the piece's input, and returns its outputs.
     """
     graph = network.graph
-    parts = list(in_pieces(images, network.batch, chunk))
+    parts = list(in_pieces(images, network.batch, chunk, network.device))
 
     def step(node: fx.Node, values: Values) -> Any:
         sources = node.all_input_nodes
@@ -95,11 +95,15 @@ def walk(
             if before is not None and not stored:
                 before(node, inputs[0].quantized, inputs[0].exact)
             quantizer = quantizer_of(graph, node)
-            return _Both([quantizer(value) for value in inputs[0].quantized], inputs[0].exact, stored)
+            return _Both([quantizer(value.to(network.device)) for value in inputs[0].quantized], inputs[0].exact, stored)
         count = 1 if stored else len(parts)
-        quantized = _computed(node, {source: values[source].quantized for source in sources}, count)
+        quantized = _computed(node, {source: values[source].quantized for source in sources}, count, network.device)
         same = all(one is other for each in inputs for one, other in zip(each.quantized, each.exact, strict=True))
-        exact = list(quantized) if same else _computed(node, {source: values[source].exact for source in sources}, count)
+        exact = (
+            list(quantized)
+            if same
+            else _computed(node, {source: values[source].exact for source in sources}, count, network.device)
+        )
         if after is not None and not stored and isinstance(quantized[0], Tensor):
             after(node, quantized, exact)
         return _Both(quantized, exact, stored)
@@ -142,7 +146,7 @@ def walk_by_layers(
             return quantized, quantized
         return quantized, call(node, {source: value[1] for source, value in inputs.items()})
 
-    pieces = list(in_pieces(images, network.batch, at_once(network, CHUNK)))
+    pieces = list(in_pieces(images, network.batch, at_once(network, CHUNK), network.device))
     stored: Values = {}
     start, shift = 0, None
     with _Shelf() as shelf, torch.no_grad():
@@ -200,9 +204,14 @@ class _Shelf:
         return dict(zip(nodes, torch.load(path, weights_only=True), strict=True))
 
 
-def _computed(node: fx.Node, inputs: Mapping[fx.Node, list[Any]], count: int) -> list[Any]:
-    """What a node gives in each of `count` pieces; stored inputs have one value for all."""
-    return [call(node, {one: found[min(place, len(found) - 1)] for one, found in inputs.items()}) for place in range(count)]
+def _computed(node: fx.Node, inputs: Mapping[fx.Node, list[Any]], count: int, device: torch.device) -> list[Any]:
+    """What a node gives in each of `count` pieces; stored inputs have one value for all, and pieces in files come from there."""
+    pieces = [{one: found[min(place, len(found) - 1)] for one, found in inputs.items()} for place in range(count)]
+    return [call(node, {one: _there(value, device) for one, value in piece.items()}) for piece in pieces]
+
+
+def _there(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def keep_float(graph: fx.GraphModule, node: fx.Node) -> None:

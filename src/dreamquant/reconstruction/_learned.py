@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dreamquant.devices import CPU
 from dreamquant.quantization.grid import Grid
 
 ZETA, GAMMA = 1.1, -0.1  # the stretched sigmoid of AdaRound (eq. 23), clipped to [0, 1]
@@ -61,7 +62,7 @@ class LearnedStep(nn.Module):
         self.zero_point = float(grid.zero_point)
 
     def forward(self, x: Tensor) -> Tensor:
-        active = draw(x.shape, 1 - self.drop, self.generator) if self.drop else None
+        active = draw(x, 1 - self.drop, self.generator) if self.drop else None
         ends = (self.grid.qmin - self.zero_point, self.grid.qmax - self.zero_point)
         result: Tensor = _Quantized.apply(x, self.scale, ends, active)  # type: ignore[no-untyped-call]
         return result
@@ -102,15 +103,15 @@ class _Quantized(torch.autograd.Function):
         return gradient * ctx.inside if ctx.needs_input_grad[0] else None, step, None, None
 
 
-def draw(shape: torch.Size, share: float, generator: torch.Generator) -> Tensor:
-    """Ones with probability `share`, to 1/256, else zeros; eight of them from one random number."""
-    count = shape.numel()
-    words = torch.empty(-(-count // 8), dtype=torch.int64).random_(-(2**63), None, generator=generator)
-    found = torch.empty(count)
-    torch.lt(words.view(torch.uint8)[:count], round(256 * share), out=found)
-    return found.view(shape)
+def draw(like: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Ones with probability `share`, to 1/256, else zeros, in a tensor's shape; eight of them from one random number."""
+    count = like.numel()
+    words = torch.empty(-(-count // 8), dtype=torch.int64, device=CPU).random_(-(2**63), None, generator=generator)
+    found = torch.empty(count, device=like.device)
+    torch.lt(words.to(like.device).view(torch.uint8)[:count], round(256 * share), out=found)
+    return found.view(like.shape)
 
 
 def mixed(one: Tensor, other: Tensor, share: float, generator: torch.Generator) -> Tensor:
     """Each element of `other` with probability `share`, else that of `one`."""
-    return torch.addcmul(one, other - one, draw(one.shape, share, generator))
+    return torch.addcmul(one, other - one, draw(one, share, generator))

@@ -242,6 +242,8 @@ def _learn(
             optimizers.append(torch.optim.Adam(parameters, lr=rate))
             if falls:
                 schedulers.append(torch.optim.lr_scheduler.CosineAnnealingLR(optimizers[-1], T_max=schedule.steps))
+    if not optimizers:  # its activations stand on grids that units before it have used
+        return
     count = sum(len(chunk) for chunk in targets)
     warm = schedule.warm_up * schedule.steps
     for step in range(schedule.steps):
@@ -249,7 +251,8 @@ def _learn(
         x = _take(quantized, chosen)
         if schedule.drop:
             x = mixed(x, _take(exact, chosen), schedule.drop, generator)
-        difference = unit.run(x, modules) - _take(targets, chosen)
+        output = unit.run(x, modules)
+        difference = output - _take(targets, chosen).to(output.device)
         channels = 1 if difference.dim() > 1 else 0
         error = difference.abs().pow(schedule.power).sum(channels).mean()
         loss = error

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dreamquant.devices import CPU
 from dreamquant.files import make_run_folder
 from dreamquant.kept import keep, kept
 from dreamquant.network.edit import set_tensor
-from dreamquant.network.graph import tensor_of
+from dreamquant.network.graph import device_of, tensor_of
 from dreamquant.quantization.grid import FakeQuantize, Grid
 from dreamquant.quantization.walk import Chunks, keep_float, quantizer_of
 from dreamquant.reconstruction._units import Unit
@@ -56,10 +57,12 @@ def _state(unit: Unit) -> dict[str, Tensor]:
 def _scale(unit: Unit, quantizer: str) -> Tensor:
     module = unit.graph.get_submodule(quantizer)
     grid = module.grid if isinstance(module, FakeQuantize) else None
-    return grid.scale if isinstance(grid, Grid) else torch.empty(0)
+    return grid.scale if isinstance(grid, Grid) else torch.empty(0, device=CPU)
 
 
 def _put(unit: Unit, tensors: dict[str, Tensor]) -> None:
+    device = device_of(unit.graph)
+    tensors = {name: value.to(device) for name, value in tensors.items()}
     for node in unit.weights:
         stored = node.all_input_nodes[0]
         keep_float(unit.graph, stored)

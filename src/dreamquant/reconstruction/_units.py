@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from dreamquant.network.graph import Network, aten, needed_by, output_nodes, tensor_of
+from dreamquant.network.graph import Network, aten, device_of, needed_by, output_nodes, tensor_of
 from dreamquant.network.interpreter import Values, call, compute, interpret
 from dreamquant.network.notes import is_tensor, notes, shape_of
 from dreamquant.network.opaque import is_opaque
@@ -57,7 +57,9 @@ class Unit:
         return [node for node in self.nodes if node.op == "call_module"]
 
     def run(self, x: Tensor, modules: Modules | None = None, *, exact: bool = False) -> Tensor:
-        """The unit's output for inputs x; `modules` run in the place of their quantizers. `exact`: without any quantizer."""
+        """The unit's output for inputs x, wherever they lie; `modules` run in the place of their quantizers. `exact`: without any
+        quantizer."""
+        x = x.to(device_of(self.graph))
 
         def step(node: fx.Node, values: Values) -> Any:
             if node.op == "get_attr":

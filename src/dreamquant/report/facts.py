@@ -113,7 +113,7 @@ def gather(result: Result, *, command: Sequence[str] = (), progress: Progress | 
         saved=SAVED,
         recipe=recipe_toml(recipe),
         seed=result.seed,
-        versions=versions(),
+        versions=versions() | {"device": result.device},
         seconds=seconds_table(result.seconds),
     )
 

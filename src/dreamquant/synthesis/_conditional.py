@@ -68,18 +68,18 @@ class ConditionalGenerator:
                 network.input_shape, self.classes, latent, width, by_embedding=conditioning == "embedding", attention=attention
             ),
             generator,
-        )
+        ).to(network.device)
         self.network, self.generator, self.batch, self.latent = network, generator, batch, latent
         self.mean, self.std = network.input_statistics
 
     def draw(self, labels: Tensor) -> Tensor:
         """Images (N, C, H, W) of classes (N,)."""
-        latents = torch.randn((len(labels), self.latent), generator=self.generator)
+        latents = torch.randn((len(labels), self.latent), generator=self.generator).to(self.mean.device)
         return arranged(self.module(latents, labels).float() * self.std + self.mean)
 
     def show(self) -> Shown:
         """A batch of random classes, shown to the network; gradients reach the generator."""
-        labels = torch.randint(self.classes, (self.batch,), generator=self.generator)
+        labels = torch.randint(self.classes, (self.batch,), generator=self.generator).to(self.mean.device)
         with precision(self.network):
             images = self.draw(labels)
             return Shown(images, labels, self.graph(images))
@@ -115,7 +115,7 @@ def dream_with_generator(
         [group], lambda: maker.loss(maker.show(), statistics_weight), steps=steps, tolerance=tolerance, callback=callback
     )
     # whole batches: the generator's BatchNorms see those
-    wanted = spread_labels(-(-count // batch) * batch, maker.classes, generator)
+    wanted = spread_labels(network, -(-count // batch) * batch, generator)
     with torch.no_grad():
         images = torch.cat([maker.draw(labels) for labels in torch.split(wanted, batch)])
     return Samples(images[:count], wanted[:count], losses=tuple(losses))

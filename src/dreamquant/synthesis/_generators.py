@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dreamquant.devices import CPU
 from dreamquant.errors import OptionError
 
 M = TypeVar("M", bound=nn.Module)
 
 
 def initialised(module: M, generator: torch.Generator) -> M:
-    """The module with torch's own initial weights, drawn from `generator`."""
+    """The module, in the processor's memory, with torch's own initial weights, drawn from `generator`."""
     for part in module.modules():
         if isinstance(part, nn.Conv2d | nn.Linear):
             nn.init.kaiming_uniform_(part.weight, a=5**0.5, generator=generator)
@@ -121,8 +122,8 @@ class ConditionalNorm(nn.Module):
     def __init__(self, channels: int, classes: int, epsilon: float) -> None:
         super().__init__()
         self.norm = nn.BatchNorm2d(channels, eps=epsilon, affine=False)
-        self.scale = nn.Parameter(torch.ones(classes, channels))
-        self.shift = nn.Parameter(torch.zeros(classes, channels))
+        self.scale = nn.Parameter(torch.ones(classes, channels, device=CPU))
+        self.shift = nn.Parameter(torch.zeros(classes, channels, device=CPU))
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         normal: Tensor = self.norm(x)

@@ -50,15 +50,14 @@ def dream_hard(
     targets, graph = batch_norms(network), probe(network)
     start = gaussian(network, count, generator)
     classes = class_count(network)
-    labels = spread_labels(count, classes, generator)
+    labels = spread_labels(network, count, generator)
     pieces: list[Tensor] = []
     losses: list[float] = []
-    sums, seen_of = torch.zeros(()), torch.zeros(classes)
+    sums, seen_of = start.new_zeros(()), start.new_zeros(classes)
     for piece, told in batches(count, hard.batch, callback):
         images, wanted = start[piece].clone().requires_grad_(), labels[piece]
-        easy = torch.rand(len(wanted), generator=generator) < 0.5
-        harder = hard.target + (1 - hard.target) * torch.rand(len(wanted), generator=generator)
-        confidence = torch.where(easy, torch.ones(()), harder)
+        easy, share = (torch.rand(len(wanted), generator=generator).to(start.device) for _ in range(2))
+        confidence = torch.where(easy < 0.5, 1.0, hard.target + (1 - hard.target) * share)
         known = seen_of[wanted] > 0
         centres = sums[wanted] / seen_of[wanted].clamp(min=1).unsqueeze(1) if known.any() else None
 
@@ -83,7 +82,7 @@ def dream_hard(
         pieces.append(images.detach())
         with torch.no_grad():
             embedding = graph(pieces[-1]).embedding.float()
-        sums = sums + torch.zeros(classes, embedding.shape[1]).index_add_(0, wanted, embedding)
+        sums = sums + embedding.new_zeros(classes, embedding.shape[1]).index_add_(0, wanted, embedding)
         seen_of = seen_of + torch.bincount(wanted, minlength=classes)
     return Samples(torch.cat(pieces), labels, losses=tuple(losses))
 
@@ -104,11 +103,11 @@ def shifted_cosine(features: Tensor, centres: Tensor, margin: float) -> Tensor:
 def crop_and_flip(images: Tensor, smallest: float, generator: torch.Generator) -> Tensor:
     """A random part of each image, of `smallest` to all of its area and sides 3:4 to 4:3, at full size; half are mirrored."""
     count = len(images)
-    area, shape, right, down, mirrored = torch.rand((5, count), generator=generator)
+    area, shape, right, down, mirrored = torch.rand((5, count), generator=generator).to(images.device)
     area, aspect = smallest + (1 - smallest) * area, ((2 * shape - 1) * math.log(4 / 3)).exp()
     wide = torch.maximum((area * aspect).sqrt().clamp(max=1), area)
     high = area / wide
-    matrix = torch.zeros(count, 2, 3)
+    matrix = images.new_zeros(count, 2, 3)
     matrix[:, 0, 0] = torch.where(mirrored < 0.5, -wide, wide)
     matrix[:, 1, 1] = high
     matrix[:, 0, 2], matrix[:, 1, 2] = (2 * right - 1) * (1 - wide), (2 * down - 1) * (1 - high)

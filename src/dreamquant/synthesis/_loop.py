@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dreamquant.devices import CPU
 from dreamquant.errors import DreamQuantError, OptionError, unknown
 from dreamquant.network.graph import Network
 from dreamquant.network.opaque import check_gradient, float_operators
@@ -159,12 +160,12 @@ def _counting_on(callback: Callback | None, index: int, number: int) -> Callback
 def gaussian(network: Network, count: int, generator: torch.Generator) -> Tensor:
     """Images of independent Gaussian pixels with the mean and deviation of the network's input space."""
     mean, std = network.input_statistics
-    return arranged(torch.randn((count, *network.input_shape), generator=generator) * std + mean)
+    return arranged(torch.randn((count, *network.input_shape), generator=generator).to(mean.device) * std + mean)
 
 
 def arranged(images: Tensor) -> Tensor:
-    """The images in the memory layout that this processor convolves fastest in."""
-    return images.contiguous(memory_format=torch.channels_last if _has_bfloat16() else torch.contiguous_format)
+    """The images in the memory layout that their device convolves fastest in."""
+    return images.contiguous(memory_format=torch.channels_last if _has_bfloat16(images.device) else torch.contiguous_format)
 
 
 def keep_to_pixels(network: Network, images: Tensor) -> None:
@@ -172,18 +173,18 @@ def keep_to_pixels(network: Network, images: Tensor) -> None:
     ends = network.space.ends()
     if ends is not None:
         with torch.no_grad():
-            images.clamp_(*ends)
+            images.clamp_(*(end.to(images.device) for end in ends))
 
 
 def precision(network: Network) -> AbstractContextManager[object]:
-    """bfloat16 where this processor computes in it, else float32 as it is, and so where channels are convolved in groups: their
-    gradients take twice as long in bfloat16."""
+    """bfloat16 on a processor that computes in it, else, as on GPUs, float32 as it is, and so where channels are convolved in
+    groups: their gradients take twice as long in bfloat16."""
     grouped = any(is_call(node, CONVOLUTIONS) and groups_of(node) > 1 for node in network.graph.graph.nodes)
-    return torch.autocast("cpu", dtype=torch.bfloat16) if _has_bfloat16() and not grouped else nullcontext()
+    return torch.autocast("cpu", dtype=torch.bfloat16) if _has_bfloat16(network.device) and not grouped else nullcontext()
 
 
-def _has_bfloat16() -> bool:
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+def _has_bfloat16(device: torch.device) -> bool:
+    return device == CPU and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def statistics_distance(features: list[Tensor], targets: list[BatchNormStatistics], *, per_sample: bool) -> Tensor:
@@ -192,7 +193,7 @@ def statistics_distance(features: list[Tensor], targets: list[BatchNormStatistic
     With `per_sample` the statistics of each image over its pixels are matched and their distances averaged over the batch;
     otherwise those of the whole batch.
     """
-    total = torch.zeros(())
+    total = torch.zeros((), device=CPU)  # a number, wherever the features lie
     for feature, target in zip(features, targets, strict=True):
         total = total + moment_distance(feature, target.mean, target.std, per_sample=per_sample)
     return total
@@ -214,7 +215,7 @@ def input_distance(network: Network, images: Tensor, *, per_sample: bool) -> Ten
 
 def variance_distance(features: list[Tensor], targets: list[BatchNormStatistics]) -> Tensor:
     """Mean over BatchNorms of the mean squared errors, over channels, of a batch's means and of its variances (GDFQ, IntraQ)."""
-    total = torch.zeros(())
+    total = torch.zeros((), device=CPU)  # a number, wherever the features lie
     for feature, target in zip(features, targets, strict=True):
         mean, std = moments(feature, per_sample=False)
         total = total + F.mse_loss(mean, target.mean) + F.mse_loss(std.square(), target.std.square())
@@ -245,7 +246,8 @@ def class_count(network: Network) -> int:
     return network.outputs[place].classes
 
 
-def spread_labels(count: int, classes: int, generator: torch.Generator) -> Tensor:
-    """`count` class labels, as evenly spread over the classes as can be, in random order."""
+def spread_labels(network: Network, count: int, generator: torch.Generator) -> Tensor:
+    """`count` labels of a network's classes, as evenly spread over these as can be, in random order."""
+    classes = class_count(network)
     rounds = [torch.randperm(classes, generator=generator) for _ in range(-(-count // classes))]
-    return torch.cat(rounds)[:count]
+    return torch.cat(rounds)[:count].to(network.device)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from dreamquant.devices import CPU
 from dreamquant.errors import OptionError
 from dreamquant.mapped import Pieces, room
 from dreamquant.network.graph import Network
@@ -24,10 +25,10 @@ def procedural(
     chroma: float = 0.35,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Dead leaves under 1/f texture (N, C, H, W), as `fractal` describes them."""
+    """Dead leaves under 1/f texture (N, C, H, W), as `fractal` describes them; in the processor's memory."""
     channels, height, width = network.input_shape
-    mean, std = network.input_statistics
-    images, sums = room((count, channels, height, width)), torch.zeros(2, channels, 1, 1, dtype=torch.float64)
+    mean, std = network.space.statistics(channels)
+    images, sums = room((count, channels, height, width)), torch.zeros(2, channels, 1, 1, dtype=torch.float64, device=CPU)
     for index in range(count):
         image = _dead_leaves(channels, height, width, leaves, chroma, generator)
         image += texture * one_over_f(height, width, generator) * torch.rand((), generator=generator)
@@ -51,20 +52,20 @@ def first_images(network: Network, count: int, generator: torch.Generator, start
     if start not in ("published", "procedural"):
         raise OptionError(f"start is {start!r} (known: published, procedural)")
     images = published() if start == "published" else procedural(network, count, generator)
-    return arranged(images).requires_grad_()
+    return arranged(images.to(network.device)).requires_grad_()
 
 
 def _dead_leaves(channels: int, height: int, width: int, leaves: int, chroma: float, generator: torch.Generator) -> Tensor:
     """An image (C, H, W) of discs, later ones in front; radii follow r^-3 from a pixel to the image's size."""
     size = float(max(height, width))
-    rows, columns = torch.arange(height).view(-1, 1), torch.arange(width)
+    rows, columns = torch.arange(height, device=CPU).view(-1, 1), torch.arange(width, device=CPU)
     smallest, largest = max(1.0, 0.03 * size), size
     ground = torch.randn((), generator=generator).expand(1, channels)
     uniform = torch.rand((leaves, 3), generator=generator)
     # inverse of the cumulative distribution of r^-3 on [smallest, largest]
     radii = (smallest**-2 - uniform[:, 0] * (smallest**-2 - largest**-2)) ** -0.5
     colours = torch.randn((leaves, 1), generator=generator) + chroma * torch.randn((leaves, channels), generator=generator)
-    front = torch.zeros(height, width, dtype=torch.int64)  # the leaf that is seen; 0 is the ground
+    front = torch.zeros(height, width, dtype=torch.int64, device=CPU)  # the leaf that is seen; 0 is the ground
     places = zip(radii.tolist(), (uniform[:, 1] * height).tolist(), (uniform[:, 2] * width).tolist(), strict=True)
     for number, (radius, down, right) in enumerate(places, 1):
         across, along = (slice(max(0, int(middle - radius)), int(middle + radius) + 2) for middle in (down, right))

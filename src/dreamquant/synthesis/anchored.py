@@ -9,7 +9,7 @@ from dreamquant.network.graph import Network
 from dreamquant.network.live import at_once
 from dreamquant.network.statistics import piecewise, probe
 from dreamquant.samples import Samples
-from dreamquant.synthesis._loop import Callback, Group, arranged, class_count, cosine, optimize, precision, spread_labels
+from dreamquant.synthesis._loop import Callback, Group, arranged, cosine, optimize, precision, spread_labels
 from dreamquant.synthesis._procedural import procedural
 from dreamquant.transform.fold_batchnorm import fold_batchnorm
 
@@ -43,10 +43,10 @@ def anchored(
     folded = fold_batchnorm(network)
     graph = piecewise(probe(folded, features=False), at_once(folded, count, kept=True))
     _, std = network.input_statistics
-    start = arranged(procedural(network, count, generator))
-    labels = spread_labels(count, class_count(network), generator)
+    start = arranged(procedural(network, count, generator).to(network.device))
+    labels = spread_labels(network, count, generator)
     height, width = start.shape[2:]
-    change = torch.zeros(count, len(std), -(-height // coarse), -(-width // coarse)).requires_grad_()
+    change = start.new_zeros(count, len(std), -(-height // coarse), -(-width // coarse)).requires_grad_()
 
     def changed() -> Tensor:
         return start + F.interpolate(change, size=(height, width), mode="bilinear", align_corners=False) * std

@@ -10,7 +10,6 @@ from dreamquant.network.statistics import batch_norms, moments, probe
 from dreamquant.samples import Samples
 from dreamquant.synthesis._loop import (
     Callback,
-    class_count,
     gaussian,
     input_distance,
     optimize_images,
@@ -84,8 +83,9 @@ def dsg(
     images = first_images(
         network, count, generator, start, lambda: torch.rand((count, *network.input_shape), generator=generator)
     )
-    labels = spread_labels(count, class_count(network), generator)
-    weights = 1 + enhance * F.one_hot(torch.arange(count) % len(targets), len(targets))  # (samples, layers): I + 1 1^T
+    labels = spread_labels(network, count, generator)
+    layer = torch.arange(count, device=images.device) % len(targets)
+    weights = 1 + enhance * F.one_hot(layer, len(targets))  # (samples, layers): I + 1 1^T
 
     def loss() -> Tensor:
         with precision(network):

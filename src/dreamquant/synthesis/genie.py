@@ -50,8 +50,8 @@ def genie(
     pieces: list[Tensor] = []
     losses: list[float] = []
     for piece, told in batches(count, batch, callback):
-        latents = torch.randn((piece.stop - piece.start, latent), generator=generator).requires_grad_()
-        maker = initialised(LatentGenerator(network.input_shape, latent, width), generator)
+        latents = torch.randn((piece.stop - piece.start, latent), generator=generator).to(mean.device).requires_grad_()
+        maker = initialised(LatentGenerator(network.input_shape, latent, width), generator).to(mean.device)
 
         def loss(latents: Tensor = latents, maker: torch.nn.Module = maker) -> Tensor:
             with precision(network):

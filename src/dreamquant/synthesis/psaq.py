@@ -13,7 +13,6 @@ from dreamquant.samples import Samples
 from dreamquant.synthesis._loop import (
     Callback,
     Group,
-    class_count,
     decay,
     gaussian,
     keep_to_pixels,
@@ -63,7 +62,7 @@ def psaq(
     generator = torch.Generator().manual_seed(seed)
     graph, (mean, std) = probe_attention(network), network.input_statistics
     images = gaussian(network, count, generator).requires_grad_()
-    labels = spread_labels(count, class_count(network), generator) if class_weight else None
+    labels = spread_labels(network, count, generator) if class_weight else None
 
     def loss() -> Tensor:
         keep_to_pixels(network, images)
@@ -92,7 +91,7 @@ def patch_entropy(patches: Tensor, *, bandwidth: float = 0.0, points: int = 32) 
     deviation = fixed.std(-1, keepdim=True).clamp(min=1e-3)  # identical patches have none
     width = 1.06 * deviation * similar.shape[-1] ** -0.2 if bandwidth == 0 else torch.full_like(deviation, bandwidth)
     low, high = fixed.amin(-1, keepdim=True) - 3 * width, fixed.amax(-1, keepdim=True) + 3 * width
-    where = low + (high - low) * torch.linspace(0, 1, points)
+    where = low + (high - low) * torch.linspace(0, 1, points, device=low.device)
     kernels = (-0.5 * ((where.unsqueeze(-1) - similar.unsqueeze(1)) / width.unsqueeze(-1)).square()).exp()
     density = kernels.mean(-1) / (width * math.sqrt(2 * math.pi))
     entropy: Tensor = torch.trapezoid(-torch.xlogy(density, density + 1e-6), where)

@@ -9,7 +9,6 @@ from dreamquant.network.statistics import batch_norms, probe
 from dreamquant.samples import Samples
 from dreamquant.synthesis._loop import (
     Callback,
-    class_count,
     gaussian,
     input_distance,
     optimize_images,
@@ -54,8 +53,7 @@ def rsd(
     generator = torch.Generator().manual_seed(seed)
     targets, graph = batch_norms(network), probe(network)
     images = first_images(network, count, generator, start, lambda: gaussian(network, count, generator))
-    classes = class_count(network) if class_weight else 0
-    labels = spread_labels(count, classes, generator) if class_weight else None
+    labels = spread_labels(network, count, generator) if class_weight else None
 
     def loss() -> torch.Tensor:
         with precision(network):
@@ -67,7 +65,8 @@ def rsd(
         if class_loss == "ce":
             classified = F.cross_entropy(seen.scores.float(), labels)
         else:
-            classified = F.mse_loss(seen.scores.float().softmax(1), F.one_hot(labels, classes).float(), reduction="sum") / count
+            shown = seen.scores.float().softmax(1)
+            classified = F.mse_loss(shown, F.one_hot(labels, shown.shape[1]).float(), reduction="sum") / count
         return match + normal + class_weight * classified
 
     losses = optimize_images(

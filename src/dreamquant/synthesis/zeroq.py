@@ -37,7 +37,7 @@ def zeroq(
     where BatchNorms really are, not at the first n convolutions.
     """
     generator = torch.Generator().manual_seed(seed)
-    mean, std = network.input_statistics
+    mean, std = network.space.statistics(network.input_shape[0])
     spread = start_deviation * 12**0.5 * std
     images = first_images(
         network,

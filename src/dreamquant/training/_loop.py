@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dreamquant.devices import CPU
 from dreamquant.errors import ModelError, OptionError
 from dreamquant.network.answers import class_logits, spreads, top1_agreement
 from dreamquant.network.answers import loss as answer_loss
@@ -206,10 +207,11 @@ class _Run:
 
     def others(self, expected: list[Tensor], actual: list[Tensor]) -> Tensor:
         """The distances of the other outputs from the teacher's, summed."""
-        found = torch.zeros(())
+        found = torch.zeros((), device=CPU)
         for place, values in enumerate(zip(self.network.outputs, expected, actual, self.variances, strict=False)):
             if place != self.place and values[0].axis is not None and values[0].form != "numbers":
-                found = found + answer_loss(*values)
+                output, taught, told, variance = values
+                found = found + answer_loss(output, taught.to(told.device), told, variance)
         return found
 
     def state(self) -> dict[str, Tensor]:
@@ -217,7 +219,8 @@ class _Run:
         parts = {"student": self.trainee.state(), "optimizer": optimizer_state(self.optimizer)}
         if self.epoch < self.schedule.epochs:
             parts["source"] = self.source(self.epoch).state() if self._goes_on() else {}
-        counts = {"epoch": torch.tensor([self.epoch, self.waited]), "best": torch.tensor(self.best, dtype=torch.float64)}
+        best = torch.tensor(self.best, dtype=torch.float64, device=CPU)
+        counts = {"epoch": torch.tensor([self.epoch, self.waited], device=CPU), "best": best}
         named = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
         return {**named, **counts, "random": self.generator.get_state()}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dreamquant.devices import CPU
 from dreamquant.errors import OptionError
 from dreamquant.network.graph import Network
 from dreamquant.network.statistics import batch_norms, moments, probe
@@ -32,11 +33,11 @@ def slack_distance(network: Network, generator: torch.Generator, *, percentile: 
     ]
 
     def distance(features: list[Tensor]) -> Tensor:
-        total = torch.zeros(())
+        total = torch.zeros((), device=CPU)
         for layer, (feature, target, (delta, gamma)) in enumerate(zip(features, targets, slacks, strict=True)):
             mean, std = moments(feature, per_sample=True)
             gap = ((mean - target.mean).abs() - delta).relu().square() + ((std - target.std).abs() - gamma).relu().square()
-            weights = 1 + enhance * (torch.arange(len(feature)) % len(targets) == layer)
+            weights = 1 + enhance * (torch.arange(len(feature), device=feature.device) % len(targets) == layer)
             total = total + (weights * gap.mean(1)).mean() / len(targets)
         return total
 

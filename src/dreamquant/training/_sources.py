@@ -141,11 +141,11 @@ class FixedSet:
 
     def __call__(self) -> Batch:
         chosen = torch.randperm(len(self.images), generator=self.generator)[: self.batch]
-        images = self.images[chosen]
+        images = self.images[chosen].to(self.network.device)
         if self.crop:
             images = crop_and_flip(images, self.crop, self.generator)
         teacher, answers = self._teacher(images)
-        return Batch(images, self.labels[chosen], teacher, 0.0, answers)
+        return Batch(images, self.labels[chosen].to(images.device), teacher.to(images.device), 0.0, answers)
 
     def _teacher(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The float network's logits of classes, and all its answers."""

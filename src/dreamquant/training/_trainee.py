@@ -50,7 +50,7 @@ class WeightQuantizer(nn.Module):
 
     def __init__(self, weight: Tensor, levels: Grid | Codebook, floor: Floor | None) -> None:
         super().__init__()
-        self.levels, self.floor, self.share = levels, floor, torch.ones(())
+        self.levels, self.floor, self.share = levels, floor, weight.new_ones(())
         if isinstance(levels, Grid):
             self.share = (levels.scale / self._range_grid(weight, levels).scale).clamp(max=1.0)
 
@@ -85,8 +85,8 @@ class ActivationQuantizer(nn.Module):
     def __init__(self, grid: Grid) -> None:
         super().__init__()
         self.given, self.grid, self.observing = grid, grid, False
-        self.register_buffer("ends", torch.zeros(2, dtype=torch.float64))
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("ends", torch.zeros(2, dtype=torch.float64, device=grid.scale.device))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=grid.scale.device))
         self.batch: tuple[Tensor, Tensor, Tensor] | None = None  # the sums before this batch, its lowest, its highest
 
     def forward(self, x: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ def equalize(
     found = [pair for pair in pairs(graph.graph, HOMOGENEOUS | CLIPPING) if _scales(pair, clip)]
     layers = {layer for pair in found for layer in (pair.first, pair.second)}
     weights: Weights = {layer: tensor_of(graph, argument(layer, 1)).double() for layer in layers}
-    scales = {pair: torch.ones(len(output_rows(pair.first, weights[pair.first])), dtype=torch.float64) for pair in found}
+    scales = {pair: torch.ones_like(output_rows(pair.first, weights[pair.first])[:, 0]) for pair in found}
     for _ in range(sweeps):
         farthest = 0.0
         for pair in found:
@@ -74,7 +74,7 @@ def equalize(
     graph.recompile()
     if not any(changed):
         return network.with_graph(graph)
-    record_shapes(graph, torch.zeros(shape_of(input_node(graph.graph))))
+    record_shapes(graph, torch.zeros(shape_of(input_node(graph.graph)), device=network.device))
     return network.rebuilt(graph)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from dreamquant.network.edit import bias_of, set_bias, set_tensor
-from dreamquant.network.graph import Network, aten, tensor_of
+from dreamquant.network.graph import Network, aten, device_of, tensor_of
 from dreamquant.network.notes import notes, set_notes, shape_of
 from dreamquant.network.operators import LINEARS, TRANSPOSED, WEIGHTED, argument, is_call
 from dreamquant.network.pairs import along_outputs
@@ -94,7 +94,7 @@ def _by_channel(module: fx.GraphModule, constant: object, layer: fx.Node) -> Ten
     shape = shape_of(layer)
     axis = len(shape) - 1 if is_call(layer, LINEARS) else 1
     if isinstance(constant, int | float):
-        return torch.full((shape[axis],), float(constant))
+        return torch.full((shape[axis],), float(constant), device=device_of(module))
     if not isinstance(constant, fx.Node) or constant.op != "get_attr":
         return None
     value = tensor_of(module, constant)

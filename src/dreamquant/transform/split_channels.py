@@ -39,7 +39,7 @@ def split_channels(network: Network, *, bits: int, ratio: float = 0.02) -> Netwo
         return network.with_graph(graph)
     graph.graph.lint()
     graph.recompile()
-    record_shapes(graph, torch.zeros(shape_of(input_node(graph.graph))))
+    record_shapes(graph, torch.zeros(shape_of(input_node(graph.graph)), device=network.device))
     return network.rebuilt(graph)
 
 
@@ -52,9 +52,10 @@ def _split_layer(graph: fx.GraphModule, layer: fx.Node, bits: int, ratio: float)
     axis = 0 if layer.target in TRANSPOSED else 1
     weight = tensor_of(graph, argument(layer, 1))
     rows = weight.transpose(0, axis)
-    split, sources = split_rows(rows.flatten(1).double(), math.ceil(ratio * len(rows)), bits)
-    set_tensor(graph, argument(layer, 1), split.float().view(-1, *rows.shape[1:]).transpose(0, axis).contiguous())
-    name = add_buffer(graph, f"{layer.name}_channels", sources)
+    split, sources = split_rows(rows.flatten(1).double().cpu(), math.ceil(ratio * len(rows)), bits)  # number by number
+    split = split.float().to(weight.device)
+    set_tensor(graph, argument(layer, 1), split.view(-1, *rows.shape[1:]).transpose(0, axis).contiguous())
+    name = add_buffer(graph, f"{layer.name}_channels", sources.to(weight.device))
     with graph.graph.inserting_before(layer):
         place = -1 if is_call(layer, LINEARS) else 1
         arguments = (layer.args[0], place % len(shape_of(argument(layer, 0))), graph.graph.get_attr(name))
@@ -79,4 +80,4 @@ def split_rows(rows: Tensor, count: int, bits: int) -> tuple[Tensor, Tensor]:
         before, step = step, float(torch.maximum(-whole.min() / (1 << (bits - 1)), whole.max() / ((1 << (bits - 1)) - 1)))
         if math.isclose(before, step, rel_tol=1e-12):
             break
-    return whole, torch.tensor(sources)
+    return whole, torch.tensor(sources, device=rows.device)

@@ -62,7 +62,7 @@ def _fine_cells(ordered: Tensor, count: int) -> Tensor:
     gaps, last = ordered.diff(dim=1), ordered.shape[1]
     widest = gaps.topk(min(count, last - 1)).indices
     reach = F.pad(gaps.scatter(1, widest, 0.0).pow(2 / 3).cumsum(1), (1, 0))
-    others = torch.arange(1, (FINE - 1) * count) / ((FINE - 1) * count) * reach[:, -1:]
+    others = torch.arange(1, (FINE - 1) * count, device=reach.device) / ((FINE - 1) * count) * reach[:, -1:]
     inner = torch.cat([widest + 1, torch.searchsorted(reach, others)], 1).sort(1).values
     edges = F.pad(F.pad(inner, (1, 0)), (0, 1), value=last)
     return edges.where(F.pad(edges.diff(dim=1) > 0, (1, 0), value=True), last).sort(1).values  # empty cells come last

@@ -38,14 +38,14 @@ def quartiles(rows: Tensor, *, bits: int, share: float = 0.5, fence: float = 1.5
     candidates = [_levels(number, low, high, share=a, count=2**bits) for a in SHARES]
     candidates += [_uniform(rows, bits=bits, symmetric=symmetric) for symmetric in (True, False)]
     errors = torch.stack([(Codebook(levels, 0).fake(rows) - rows).square().sum(1) for levels in candidates])
-    return torch.stack(candidates)[errors.argmin(0), torch.arange(len(rows))]
+    return torch.stack(candidates)[errors.argmin(0), torch.arange(len(rows), device=rows.device)]
 
 
 def _uniform(rows: Tensor, *, bits: int, symmetric: bool) -> Tensor:
     """The levels of the min-max grid of each row."""
     grid = grid_of_range(*rows.aminmax(dim=1), bits=bits, symmetric=symmetric, axis=0)
     scale, zero_point = grid.shaped(2)
-    return (torch.arange(grid.qmin, grid.qmax + 1) - zero_point) * scale
+    return (torch.arange(grid.qmin, grid.qmax + 1, device=scale.device) - zero_point) * scale
 
 
 def _clusters(rows: Tensor, fence: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -70,7 +70,7 @@ def _steps(number: Tensor, low: Tensor, high: Tensor, *, share: float, count: in
     wide = width > 0
     least = (number > 0).long() + wide
     least[:, 1] += ~wide[:, 1] & (low[:, 1] != 0)  # one of them goes to 0
-    least = least.where(least.sum(1, keepdim=True) <= count, least.clamp(max=torch.tensor([1, 2, 1])))
+    least = least.where(least.sum(1, keepdim=True) <= count, least.clamp(max=least.new_tensor([1, 2, 1])))
     wide[:, 1] |= ~wide.any(1)  # where each cluster is one value, the body repeats its own
     part = share * number / number.sum(1, keepdim=True) + (1 - share) * width / width.sum(1, keepdim=True).clamp(min=TINY)
     part = part.clamp(min=TINY) * wide
@@ -85,7 +85,7 @@ def _steps(number: Tensor, low: Tensor, high: Tensor, *, share: float, count: in
 def _levels(number: Tensor, low: Tensor, high: Tensor, *, share: float, count: int) -> Tensor:
     """The levels (groups, count) of clusters (groups, 3)."""
     steps = _steps(number, low, high, share=share, count=count)
-    ends, index = steps.cumsum(1), torch.arange(count)
+    ends, index = steps.cumsum(1), torch.arange(count, device=steps.device)
     cluster = (index >= ends[:, :1]).long() + (index >= ends[:, 1:2])
     place, intervals = index - (ends - steps).gather(1, cluster), steps.gather(1, cluster) - 1
     fraction = torch.where(intervals > 0, place / intervals.clamp(min=1), 0.5)

@@ -49,10 +49,10 @@ def kl(values: Tensor | Values, *, bits: int, symmetric: bool, bins: int = 2048)
     sums = _running_sums(counts)
     first = (low / reach * cells).floor().long().clamp(max=0)
     last = (high / reach * cells).ceil().long().clamp(min=0)
-    cuts = torch.tensor(list(_cuts(cells, levels // 2)))
+    cuts = torch.tensor(list(_cuts(cells, levels // 2)), device=counts.device)
     divergences = [
         _divergence(counts[rows], sums[:, rows], first[rows], last[rows], cuts, levels=levels, symmetric=symmetric)
-        for rows in torch.split(torch.arange(len(counts)), max(1, TOGETHER // len(cuts)))
+        for rows in torch.split(torch.arange(len(counts), device=counts.device), max(1, TOGETHER // len(cuts)))
     ]
     best = torch.full_like(counts[:, 0], torch.inf)
     share = torch.ones_like(low)
@@ -85,7 +85,7 @@ def _divergence(
     cells from 0: (groups, cuts)."""
     low, high = torch.maximum(first[:, None], -cuts)[..., None], torch.minimum(last[:, None], cuts)[..., None]
     start, stop = (torch.minimum(low, -high), torch.maximum(high, -low)) if symmetric else (low, high)
-    edges = (start + (stop - start) * (torch.arange(levels + 1) / levels)).round().long()
+    edges = (start + (stop - start) * (torch.arange(levels + 1, device=counts.device) / levels)).round().long()
     edges = torch.maximum(torch.minimum(edges, high), low) + counts.shape[1] // 2
     number, filled, entropy = sums.gather(2, edges.flatten(1).expand(3, -1, -1)).view(3, *edges.shape)
     inside, cells = number.diff(), filled.diff().clamp(min=1)
