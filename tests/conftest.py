@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.export import exported_program
 from torch.nn import functional as F
 
+from dreamquant.assess import latency
 from dreamquant.cli import main
 from dreamquant.network.capture import capture
 from dreamquant.network.graph import Network
@@ -26,6 +30,24 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 def pytest_configure() -> None:
     torch.set_num_threads(1)  # the networks are too small for more, and workers share the cores
+    find = exported_program._collect_all_valid_cia_ops  # looks at all operators there are, anew for every program
+    exported_program._collect_all_valid_cia_ops = functools.lru_cache(find)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: the garbage collector need not look at its million objects again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_timing() -> Iterator[None]:
+    """Files are timed in a tenth of the time; a module that is about times has a fixture of this name that does nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latency, "_SAMPLE_SECONDS", 0.0005)
+        patch.setattr(latency, "_WARM_UP_SECONDS", 0.005)
+        yield
 
 
 @pytest.fixture(scope="session")
