@@ -13,6 +13,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import dreamquant  # noqa: F401  (before torch, as users have it: OpenMP's threads do not spin while they wait)
+
+# isort: split
 import pytest
 import torch
 from torch import Tensor, nn
