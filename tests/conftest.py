@@ -16,6 +16,7 @@ from pathlib import Path
 import dreamquant  # noqa: F401  (before torch, as users have it: OpenMP's threads do not spin while they wait)
 
 # isort: split
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -34,8 +35,17 @@ LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
+class OneThread(onnxruntime.SessionOptions):  # type: ignore[misc]
+    """Options of a session that asks for no number of threads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.intra_op_num_threads = 1
+
+
 def pytest_configure() -> None:
     torch.set_num_threads(1)  # the networks are too small for more, and workers share the cores
+    onnxruntime.SessionOptions = OneThread
     # half the time that torch.export needs for a small network: a walk over all operators there are, and the annotations of
     # 11,000 functions, which collections.abc makes anew and typing has kept
     exported_program._collect_all_valid_cia_ops = functools.cache(exported_program._collect_all_valid_cia_ops)
