@@ -2,30 +2,96 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import gc
 import os
 import sys
+import typing
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import dreamquant  # noqa: F401  (before torch, as users have it: OpenMP's threads do not spin while they wait)
+
+# isort: split
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.export import exported_program
 from torch.nn import functional as F
 
+from dreamquant.assess import latency
 from dreamquant.cli import main
 from dreamquant.network.capture import capture
-from dreamquant.network.graph import Network
+from dreamquant.network.graph import Network, Source
 from dreamquant.samples import Samples
 
+DIGITS = Path(__file__).resolve().parents[1] / "examples" / "digits"
 RESIDUAL_SHAPE = (3, 11, 9)
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
+class OneThread(onnxruntime.SessionOptions):  # type: ignore[misc]
+    """Options of a session that asks for no number of threads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.intra_op_num_threads = 1
+
+
 def pytest_configure() -> None:
     torch.set_num_threads(1)  # the networks are too small for more, and workers share the cores
+    onnxruntime.SessionOptions = OneThread
+    # half the time that torch.export needs for a small network: a walk over all operators there are, and the annotations of
+    # 11,000 functions, which collections.abc makes anew and typing has kept
+    exported_program._collect_all_valid_cia_ops = functools.cache(exported_program._collect_all_valid_cia_ops)
+    torch._ops.Callable = typing.Callable  # type: ignore[attr-defined]
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: the garbage collector need not look at its million objects again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_timing() -> Iterator[None]:
+    """Files are timed in a tenth of the time; a module that is about times has a fixture of this name that does nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latency, "_SAMPLE_SECONDS", 0.0005)
+        patch.setattr(latency, "_WARM_UP_SECONDS", 0.005)
+        yield
+
+
+@functools.cache
+def _captured(load: Callable[..., Network]) -> Network:
+    return load(DIGITS / "digits.pt2", None, None, False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def captured_once() -> Iterator[None]:
+    """The trained example is read from its archive once, and copied from then on: half of what a short run on it takes. The
+    tests of a folder that is about reading networks have a fixture of this name that does nothing."""
+    reading = sys.modules["dreamquant.network.load"]
+    load = reading._load
+
+    def once(model: object, *options: object) -> Network:
+        if not isinstance(model, str | os.PathLike) or options != (None, None, False):
+            return load(model, *options)
+        text = os.fspath(model)
+        if not text.endswith("digits.pt2") or Path(text).resolve() != DIGITS / "digits.pt2":
+            return load(model, *options)
+        network = _captured(load)
+        return replace(network, graph=copy.deepcopy(network.graph), source=Source("pt2", text, Path(text)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reading, "_load", once)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +107,7 @@ def data_dir() -> Path:
 @pytest.fixture(scope="session")
 def digits() -> Path:
     """The folder of the trained example network."""
-    return Path(__file__).resolve().parents[1] / "examples" / "digits"
+    return DIGITS
 
 
 def draw_images(count: int, shape: tuple[int, ...], seed: int = 0) -> Tensor:

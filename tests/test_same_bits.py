@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -101,21 +102,37 @@ def test_what_is_kept_is_used(small: nn.Module, tmp_path: Path) -> None:
     assert not told[1]
 
 
-def test_what_is_damaged_is_made_anew_with_a_word(small: nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    whole = quantized(small, tmp_path / "a.onnx", tmp_path / "run")
+@pytest.fixture(scope="module")
+def first(small: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run, `run`, and its file, `a.onnx`."""
+    folder = tmp_path_factory.mktemp("first")
+    quantized(small, folder / "a.onnx", folder / "run")
+    return folder
+
+
+@pytest.fixture
+def finished(first: Path, tmp_path: Path) -> bytes:
+    """A copy of that run's folder; the file that it gave."""
+    shutil.copytree(first / "run", tmp_path / "run")
+    return (first / "a.onnx").read_bytes()
+
+
+def test_what_is_damaged_is_made_anew_with_a_word(
+    finished: bytes, small: nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     files = sorted((tmp_path / "run").rglob("*.safetensors"))
     assert {"calibration", "held-out", "unit-000", "training"} <= {path.stem for path in files}
     for number, path in enumerate(files):
         data = path.read_bytes()
         path.write_bytes(data[: len(data) // 2] if number % 2 else data[:-3] + bytes([data[-3] ^ 4]) + data[-2:])
     with caplog.at_level(logging.WARNING, logger="dreamquant"):
-        assert quantized(small, tmp_path / "a.onnx", tmp_path / "run") == whole
+        assert quantized(small, tmp_path / "a.onnx", tmp_path / "run") == finished
     for path in files:
         assert caplog.text.count(f"{path} is damaged") == 1
 
 
+@pytest.mark.usefixtures("finished")
 def test_another_number_of_threads_makes_all_anew(small: nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    quantized(small, tmp_path / "a.onnx", tmp_path / "run")
     torch.set_num_threads(2)
     alone = quantized(small, tmp_path / "b.onnx", None)
     with caplog.at_level(logging.WARNING, logger="dreamquant"):
@@ -124,8 +141,8 @@ def test_another_number_of_threads_makes_all_anew(small: nn.Module, tmp_path: Pa
     assert json.loads((tmp_path / "run" / "result.json").read_text())["threads"] == 2
 
 
+@pytest.mark.usefixtures("finished")
 def test_another_version_makes_all_anew(small: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    quantized(small, tmp_path / "a.onnx", tmp_path / "run")
     told: list[str] = []
     monkeypatch.setattr("dreamquant.kept.version", lambda _: "0.0.1")
     quantized(small, tmp_path / "a.onnx", tmp_path / "run", progress=lambda stage, *_: told.append(stage))

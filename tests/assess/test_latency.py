@@ -16,6 +16,11 @@ from dreamquant.errors import ModelError, OptionError
 SHAPE = (8, 16, 16)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def short_timing() -> None:
+    """Times are taken as they are for users."""
+
+
 def chain(path: Path, convolutions: int, batch: int | str = "n") -> Path:
     """An ONNX file of this many 3x3 convolutions of 8 channels."""
     weight = np.random.default_rng(0).standard_normal((8, 8, 3, 3), dtype=np.float32) / 10

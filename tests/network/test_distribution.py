@@ -63,11 +63,17 @@ EXACT: dict[str, Callable[[Tensor], Tensor]] = {  # element by element, of a nor
 }
 
 
-@pytest.mark.parametrize("name", list(EXACT))
+@pytest.fixture(scope="module", params=list(EXACT))
+def exact(request: pytest.FixtureRequest, fill: Callable[..., nn.Module]) -> tuple[nn.Module, Network]:
+    """Each module of `EXACT`, and its network."""
+    module = fill(After(EXACT[request.param]), SHAPE)
+    return module, capture(module, SHAPE)
+
+
 def test_mean_and_deviation_are_those_of_a_normal_variable(
-    name: str, fill: Callable[..., nn.Module], images: Callable[..., Tensor]
+    exact: tuple[nn.Module, Network], images: Callable[..., Tensor]
 ) -> None:
-    network = capture(fill(After(EXACT[name]), SHAPE), SHAPE)
+    _, network = exact
     seen = network(images(4000, SHAPE, seed=3)).double()
     told = known(network)
 
@@ -79,10 +85,9 @@ def test_mean_and_deviation_are_those_of_a_normal_variable(
     assert bool((seen <= told.high + 1e-3).all())
 
 
-@pytest.mark.parametrize("name", list(EXACT))
-def test_ranges_are_the_functions_of_those_before(name: str, fill: Callable[..., nn.Module]) -> None:
-    module = fill(After(EXACT[name]), SHAPE)
-    told = known(capture(module, SHAPE), deviations=2.5)
+def test_ranges_are_the_functions_of_those_before(exact: tuple[nn.Module, Network]) -> None:
+    module, network = exact
+    told = known(network, deviations=2.5)
     beta, gamma = module.norm.bias.double(), module.norm.weight.abs().double()  # type: ignore[union-attr, operator]
     steps = torch.linspace(-2.5, 2.5, 5001, dtype=torch.float64).view(-1, 1)
     values = module.function((beta + gamma * steps).float().view(-1, 4, 1, 1))  # type: ignore[operator]

@@ -21,7 +21,6 @@ from dreamquant.devices import AUTO, find_device
 from dreamquant.errors import ModelError, OptionError, blamed
 from dreamquant.limits import check_memory
 from dreamquant.mapped import put_away
-from dreamquant.network.archive import extra_files, read_archive
 from dreamquant.network.capture import capture
 from dreamquant.network.graph import Network, Source
 from dreamquant.network.input_decision import decide
@@ -123,6 +122,8 @@ def _program(path: Path, trust: bool) -> torch.export.ExportedProgram:
         raise ModelError(f"{path} is a folder; a .pt2 file is needed")
     if not zipfile.is_zipfile(path):
         raise ModelError(f"{path} is not a torch.export archive (it is no zip file): {_size(path)}")
+    from dreamquant.network.archive import read_archive  # here, for it imports torch's compiler, which takes 2 s
+
     return read_archive(path, trust=trust)
 
 
@@ -190,6 +191,8 @@ def _properties(source: Source) -> dict[str, str]:
     if source.proto is not None:
         stored = {entry.key: entry.value for entry in source.proto.metadata_props}
     elif source.kind == "pt2" and source.path is not None:
+        from dreamquant.network.archive import extra_files
+
         stored = extra_files(source.path)
     return stored
 
