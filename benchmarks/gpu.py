@@ -40,8 +40,16 @@ from dreamquant.recipe import Recipe, load_recipe, resolve
 from dreamquant.runtime import onnx_runner
 
 ROWS = RESULTS / "gpu.jsonl"
-FEW = {"steps": 12, "activation_steps": 12, "epochs": 6, "iterations": 4}  # of a stage, to see what a step takes
-STAGES = {"dreaming calibration images": "synthesis", "reconstructing": "reconstruction", "training": "training"}
+FEW = {"steps": 60, "activation_steps": 60, "epochs": 6, "iterations": 4}  # of a stage, to see what a step takes
+TRIED = 128  # images
+LATE = 1.25  # of a job's time: then it is stopped
+DREAMING = "dreaming calibration images"
+STAGES = {
+    DREAMING: "synthesis",
+    "dreaming held-out images": "synthesis",
+    "reconstructing": "reconstruction",
+    "training": "training",
+}
 CIFAR = {"batch": 64, "learning_rate": 1e-4, "warm_up": 4, "conditioning": "embedding"}  # as published for CIFAR
 SPARE = 0.8  # of a job's time: what is planned for its steps
 
@@ -57,12 +65,12 @@ class Job:
     share: float
     budget: str = "paper"
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
-    also_cpu: bool = False
+    whole: bool = False  # and on the processor too, whatever it takes
 
 
 JOBS = [
-    Job("digits W8A8", "digits", "auto", "W8A8", 0.03, "standard", also_cpu=True),
-    Job("digits W4A4", "digits", "auto", "W4A4", 0.06, "standard", also_cpu=True),
+    Job("digits W8A8", "digits", "auto", "W8A8", 0.03, "standard", whole=True),
+    Job("digits W4A4", "digits", "auto", "W4A4", 0.06, "standard", whole=True),
     Job("resnet20 genie", "resnet20", "genie", "W4A4", 0.4),
     Job("resnet20 gdfq", "resnet20", "gdfq", "W4A4", 0.12, stages={"training": CIFAR | {"batch": 200}}),
     Job("resnet20 lrq", "resnet20", "lrq", "W4A4", 0.12, stages={"training": CIFAR | {"batch": 256, "milestones": "20,40,60"}}),
@@ -81,7 +89,8 @@ def main() -> None:
     jobs = [job for job in jobs if present(given.data, job)]
     rows = [json.loads(line) for line in given.rows.read_text().splitlines()] if given.rows.exists() else []
     done = {(row["job"], row["device"]) for row in rows}
-    work = [(job, place) for job in jobs for place in ([device, CPU] if job.also_cpu and device != CPU else [device])]
+    both = [device, CPU] if device != CPU and given.cap is None else [device]
+    work = [(job, place) for job in jobs for place in (both if job.whole else [device])]
     work = [(job, place) for job, place in work if (job.name, device_name(place)) not in done]
     if given.workers > 1:
         share = min(1.0, given.workers / max(len(work), 1))
@@ -128,7 +137,8 @@ def alone(given: argparse.Namespace, job: Job, place: torch.device, until: float
     cap = min(60 * given.minutes * share * 0.9, until - time.monotonic())
     command = [sys.executable, "-m", "benchmarks.gpu", "--data", given.data, "--rows", given.rows, "--budget", given.budget]
     command += ["--device", place, "--only", job.name, "--cap", cap, "--minutes", cap / 60]
-    subprocess.run([str(part) for part in command], check=False)
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // given.workers))}
+    subprocess.run([str(part) for part in command], check=False, env=os.environ | threads)
 
 
 def present(data: Path, job: Job) -> bool:
@@ -148,27 +158,37 @@ def source(data: Path, name: str) -> tuple[str, dict[str, Any], LabelledImages]:
     return str(data / VIT_FILE), PHOTOGRAPHS | SIDE, subject.tested(data)
 
 
+class LateError(Exception):
+    """A job has taken too long."""
+
+
 class Stages:
     """Steps by stage, from what a run tells of its progress: when the first and the last ended, their numbers, and how many there
-    are in all."""
+    are in all. Raises `LateError` once it is told of a step after `end`."""
 
-    def __init__(self) -> None:
+    def __init__(self, end: float) -> None:
+        self.end = end
         self.told: dict[str, tuple[float, int, float, int, int]] = {}
 
     def __call__(self, stage: str, done: int, total: int, _: float) -> None:
         now = time.perf_counter()
         began, first, *_ = self.told.get(stage, (now, done))
         self.told[stage] = began, first, now, done, total
+        if now > self.end:
+            raise LateError(stage)
 
     def a_step(self) -> dict[str, float]:
         """Seconds of a step of each stage that has more than one."""
         steps = {stage: (last - began, done - first) for stage, (began, first, last, done, _) in self.told.items()}
         return {stage: spent / count for stage, (spent, count) in steps.items() if count}
 
+    def milliseconds(self) -> dict[str, float]:
+        """The same as it is written down."""
+        return {stage: round(1000 * value, 3) for stage, value in self.a_step().items()}
+
     def longer(self, times: dict[str, float]) -> dict[str, float]:
         """Seconds of each stage with so many times its steps."""
-        each = self.a_step()
-        return {stage: each[stage] * self.told[stage][-1] * times.get(STAGES.get(stage, ""), 1.0) for stage in each}
+        return {stage: each * self.told[stage][-1] * times.get(stage, 1.0) for stage, each in self.a_step().items()}
 
 
 def measure(data: Path, job: Job, place: torch.device, cap: float, *, small: bool) -> dict[str, Any]:
@@ -176,6 +196,7 @@ def measure(data: Path, job: Job, place: torch.device, cap: float, *, small: boo
     model, stated, images = source(data, job.model)
     given = [f"{stage}.{name}={value}" for stage, options in job.stages.items() for name, value in options.items()]
     began = time.perf_counter()
+    end = math.inf if small or job.whole else began + LATE * cap
 
     def run(settings: list[str], path: Path, told: Stages) -> dreamquant.Result:
         return dreamquant.run(
@@ -192,9 +213,10 @@ def measure(data: Path, job: Job, place: torch.device, cap: float, *, small: boo
             **stated,
         )
 
+    row = {"model": job.model, "recipe": job.recipe, "bits": job.bits, "budget": "small" if small else job.budget}
     part, whole = 1.0, dict[str, float]()
     with tempfile.TemporaryDirectory() as folder:
-        path, few = Path(folder) / "student.onnx", dict[str, dict[str, int]]()
+        path = Path(folder) / "student.onnx"
         network = dreamquant.load(model, **stated, device=CPU)
         recipe = resolve(
             load_recipe(job.recipe),
@@ -204,37 +226,42 @@ def measure(data: Path, job: Job, place: torch.device, cap: float, *, small: boo
             plan=load_recipe(job.recipe).quantization.plan,
             settings=given,
         )
-        full = {stage: lengths(stage, getattr(recipe, stage)) for stage in STAGES.values()}
-        few = {stage: {name: min(FEW[name], value) for name, value in found.items()} for stage, found in full.items()}
-        settings = said(few) + (["synthesis.count=16", "synthesis.held_out=4"] if small else [])
-        if not small and any(full.values()):
-            told = Stages()
-            run(settings, path, told)
-            times = {stage: math.prod(full[stage].values()) / math.prod(few[stage].values()) for stage in full}
-            whole = told.longer(times)
-            left = SPARE * (cap - 2 * (time.perf_counter() - began))  # what is no step is done once more
-            part = max(0.0, min(1.0, left / max(sum(whole.values()), 1e-9)))
-        if not small:
-            settings = said({stage: shortened(found, part) for stage, found in full.items()}) if part < 1 else []
-            settings += milestones(recipe, part) if part < 1 else []
-        told, started = Stages(), time.perf_counter()
-        result = run(settings, path, told)
+        full = {stage: lengths(stage, getattr(recipe, stage)) for stage in dict.fromkeys(STAGES.values())}
+        least = {name: value // 5 if small and "steps" in name else value for name, value in FEW.items()}
+        few = {stage: {name: min(least[name], value) for name, value in found.items()} for stage, found in full.items()}
+        count = min(16 if small else TRIED, recipe.synthesis.count)
+        settings = [*said(few), f"synthesis.count={count}", "synthesis.held_out=4"]
+        settings += ["training.warm_up=1", "training.range_epochs=1"] if few["training"] else []
+        told = Stages(end)
+        try:
+            if not small and not job.whole and any(full.values()):
+                run(settings, path, told)
+                times = {
+                    label: math.prod(full[stage].values()) / math.prod(few[stage].values()) for label, stage in STAGES.items()
+                }
+                times[DREAMING] *= recipe.synthesis.count / count
+                whole = told.longer(times)
+                left = SPARE * (cap - 2 * (time.perf_counter() - began))  # what is no step is done once more
+                part = max(0.0, min(1.0, left / max(sum(whole.values()), 1e-9)))
+            if not small:
+                shorter = said({stage: shortened(found, part) for stage, found in full.items()})
+                settings = [] if part == 1 else shorter + milestones(recipe, part)
+            told, started = Stages(end), time.perf_counter()
+            result = run(settings, path, told)
+        except LateError as stage:
+            return row | {"part": part, "seconds_of_all": whole, "stopped": str(stage), "step_ms": told.milliseconds()}
         seconds = time.perf_counter() - started
         tested = images.spread(200) if small else images
         normal = {"mean": network.mean, "std": network.std, "input_shape": network.input_shape}
         found = evaluate(onnx_runner(path), tested, **normal, batch=50)
-    return {
-        "model": job.model,
-        "recipe": job.recipe,
-        "bits": job.bits,
-        "budget": "small" if small else job.budget,
+    return row | {
         "part": round(part, 4),
         "seconds_of_all": {stage: round(value, 1) for stage, value in whole.items()},
         "top1": found.top1,
         "test_images": found.images,
         "wall_seconds": round(seconds, 1),
         "seconds": {stage: round(value, 2) for stage, value in result.seconds.items()},
-        "step_ms": {stage: round(1000 * value, 3) for stage, value in told.a_step().items()},
+        "step_ms": told.milliseconds(),
         "settings": [*given, *settings],
         "agreement_of_file": result.artifact.verification.top1_agreement,
         "threads": torch.get_num_threads(),
