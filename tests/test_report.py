@@ -542,13 +542,13 @@ def test_the_command_makes_the_same_file_again(
 # ---- the command line
 
 
-@pytest.mark.parametrize("option", ["--quiet", "--json"])
-def test_the_option_writes_a_report(option: str, command: Callable[..., Any], digits: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [["--quiet"], ["--json", "--no-estimate"]])
+def test_the_option_writes_a_report(options: list[str], command: Callable[..., Any], digits: Path, tmp_path: Path) -> None:
     output, page = tmp_path / "out.onnx", tmp_path / "out.html"
     settings = [part for setting in FEW[:2] for part in ("--set", setting)]
-    finished = command("quantize", digits / "digits_bnfolded.onnx", "-o", output, "--report", page, *settings, option)
+    finished = command("quantize", digits / "digits_bnfolded.onnx", "-o", output, "--report", page, *settings, *options)
     assert (finished.status, finished.err) == (0, "")
-    assert json.loads(finished.out)["file"] == str(output) if option == "--json" else "report" in finished.out
+    assert json.loads(finished.out)["file"] == str(output) if "--json" in options else "report" in finished.out
     assert {path.name for path in tmp_path.iterdir()} == {"out.onnx", "out.html"}
     text = page.read_text()
     assert f"--report {page}" in text  # the command, as it was called

@@ -124,8 +124,8 @@ def test_no_more_layers_are_raised_than_may_be(fragile: Network, samples: Sample
 
 def test_what_cannot_be_reached_says_what_was(residual: Network, calibration: Samples) -> None:
     """Sums between layers stay on two bits even where every layer is float."""
-    with pytest.raises(OptionError, match="auto cannot reach agreement 100 with kl 1e-06") as caught:
-        allocate(residual, calibration, "zeroq", bits="W2A2", method="auto", agreement=100.0, kl=1e-6)
+    with pytest.raises(OptionError, match="auto cannot reach agreement 90 with kl 1e-06") as caught:
+        allocate(residual, calibration, "zeroq", bits="W2A2", method="auto", agreement=90.0, kl=1e-6)
     assert "and 1 more left float it comes to agreement" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -143,10 +143,25 @@ def test_a_single_sample_is_calibrated_and_measured_on(fragile: Network, samples
     assert totals["agreement_after"] == 100.0
 
 
+@pytest.fixture(scope="module")
+def made() -> dict[tuple[int, int], Samples]:
+    """Procedural images by their count and seed."""
+    return {}
+
+
 @pytest.mark.parametrize(("asked", "needed"), [(50.0, 20), (95.0, 40), (99.0, 200), (99.9, 400), (100.0, 400)])
-def test_so_many_images_that_the_agreement_can_be_told(digits: Path, asked: float, needed: int) -> None:
+def test_so_many_images_that_the_agreement_can_be_told(
+    digits: Path, asked: float, needed: int, made: dict[tuple[int, int], Samples], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def once(network: Network, count: int, *, method: str, seed: int) -> Samples:
+        if (count, seed) not in made:
+            made[count, seed] = synthesize(network, count, method=method, seed=seed)
+        return made[count, seed]
+
     network = load(digits / "digits_bnfolded.onnx")
     samples = synthesize(network, 40, method="fractal", seed=0)
+    if asked > 95:  # thousands; that the same seed gives the same is seen on fewer
+        monkeypatch.setattr("dreamquant.allocation.auto.synthesize", once)
     found = allocate(network, samples, method="auto", agreement=asked).totals if asked in (95.0, 99.0) else None
     images = _enough(network, halves(samples)[1], asked)
 

@@ -21,7 +21,7 @@ from dreamquant.quantization.quantize import quantize
 from dreamquant.quantization.sites import weighted_nodes
 from dreamquant.samples import Samples
 
-OPTIONS: dict[str, dict[str, Any]] = {"mixed": {"choices": "3,4,8"}, "auto": {"kl": 1.6e-3}}
+OPTIONS: dict[str, dict[str, Any]] = {"mixed": {"choices": "3,4,8"}, "auto": {"agreement": 90.0, "kl": 1.6e-3}}
 METHODS = method_names("allocation")
 
 

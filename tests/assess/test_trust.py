@@ -20,6 +20,7 @@ from dreamquant.network.graph import Network
 from dreamquant.network.load import load
 from dreamquant.network.scores import scores_classes
 from dreamquant.samples import Samples
+from dreamquant.synthesis import synthesize
 
 RANGES, IMAGES = {"procedural": (0.001, 2.0), "dreamt": (0.001, 2.0)}, {"procedural": 256, "dreamt": 32}
 FIT = Fit([-3.0, 0.7, -0.5, -0.8], -0.7, 1.1, 90.0, 60, 6, RANGES, (0.3, 0.8), IMAGES)
@@ -122,7 +123,15 @@ def test_the_fit_that_ships_rests_on_enough() -> None:
     assert fit.images == {name: count for name, (_, count, _) in stages("rsd").items()}
 
 
-def test_the_probes_are_dreamt_by_another(network: Network) -> None:
+def test_the_probes_are_dreamt_by_another(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: dict[str, Samples] = {}
+
+    def once(network: Network, count: int, *, method: str, **options: Any) -> Samples:
+        if method not in made:
+            made[method] = synthesize(network, count, method=method, **options)
+        return made[method]
+
+    monkeypatch.setattr("dreamquant.assess.probes.synthesize", once)
     for method in ("rsd", "anchored", "zeroq", "noise"):
         images = probe_images(network, calibrated_by=method, seed=3)
         assert [len(samples) for samples in images] == [256, 32]

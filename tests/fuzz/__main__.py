@@ -16,6 +16,7 @@ from tests.fuzz import api_calls, data_files, onnx_files, option_texts, pt2_file
 from tests.fuzz.cases import Case, makers
 from tests.fuzz.server import FAULTS, GOOD, Outcome, run
 
+import dreamquant.network.archive
 import dreamquant.report  # noqa: F401  (whatever a command imports late is imported before the first fork)
 from dreamquant.limits import VARIABLE
 from dreamquant.methods import FAMILIES, find_method, method_names

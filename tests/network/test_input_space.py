@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamquant.errors import ModelError, OptionError
+from dreamquant.network.capture import capture
 from dreamquant.network.graph import Network
 from dreamquant.network.input_evidence import bias_size, one_over_f, preprocessing, remembered
 from dreamquant.network.input_space import KEY, MEAN_KEY, STD_KEY, InputSpace, Statement, of_pixels, of_properties, stated
@@ -211,16 +214,25 @@ def test_a_batchnorm_on_the_image_itself() -> None:
     assert (*space.centre, *space.spread) == pytest.approx((images.mean().item(), images.std().item()), rel=0.05)
 
 
-@pytest.mark.parametrize(("mean", "std"), SPACES[:4])
+@pytest.fixture(scope="module", params=SPACES[:4])
+def fed(request: pytest.FixtureRequest) -> Iterator[tuple[Any, Tensor, nn.Module]]:
+    """A space, images in it, and a network that knows them, which is captured once."""
+    images = fed_as(pictures(64), *request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["dreamquant.network.load"], "capture", functools.cache(capture))
+        yield request.param, images, trained(images)
+
+
 @pytest.mark.parametrize(("wrong_mean", "wrong_std"), SPACES[:4])
-def test_what_is_stated_is_confirmed_refused_or_made_harmless(mean: Any, std: Any, wrong_mean: Any, wrong_std: Any) -> None:
+def test_what_is_stated_is_confirmed_refused_or_made_harmless(
+    fed: tuple[Any, Tensor, nn.Module], wrong_mean: Any, wrong_std: Any
+) -> None:
     """Whatever is stated, images for calibration are as those of training, or there are none."""
-    images = fed_as(pictures(64), mean, std)
-    net = trained(images)
+    space_fed, images, net = fed
     network = load(net, input_shape=SHAPE, mean=wrong_mean, std=wrong_std, force=True)
     space = network.space
     if space.doubt:
-        assert (mean, std) != (wrong_mean, wrong_std)
+        assert space_fed != (wrong_mean, wrong_std)
         assert space.ends() is None
         with pytest.raises(ModelError, match="contradicted by its first BatchNorm"):
             load(net, input_shape=SHAPE, mean=wrong_mean, std=wrong_std)

@@ -6,8 +6,6 @@ import warnings
 
 import pytest
 import torch
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from dreamquant.quantization.codebook import Codebook
@@ -30,6 +28,9 @@ def error(levels: Tensor, rows: Tensor) -> Tensor:
 
 def reference(row: Tensor, count: int) -> Tensor:
     """The levels of the best of ten runs of scikit-learn, one of them held at 0 by a heavy weight there."""
+    from sklearn.cluster import KMeans  # here, for it takes a second that only one of the processes need wait
+    from sklearn.exceptions import ConvergenceWarning
+
     points = torch.cat([row, torch.zeros(1)]).double().reshape(-1, 1).numpy()
     heavy = torch.ones(len(points))
     heavy[-1] = HEAVY * len(row)

@@ -158,8 +158,10 @@ def test_an_unknown_method_is_answered_with_the_nearest(residual: Network) -> No
         synthesize(residual, 1, method="zeroqq")
 
 
-@pytest.mark.parametrize("count", [1, 3, 4])
-def test_a_network_of_one_batch_size_is_dreamt_with(fill: Callable[..., nn.Module], method: Method, count: int) -> None:
+@pytest.fixture(scope="module")
+def pairs(fill: Callable[..., nn.Module]) -> Network:
+    """A network that takes two images at once, no more and no fewer."""
+
     class Bound(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -174,9 +176,13 @@ def test_a_network_of_one_batch_size_is_dreamt_with(fill: Callable[..., nn.Modul
 
     module = fill(Bound(), (3, 5, 4))
     network = capture(torch.export.export(module, (torch.zeros(2, 3, 5, 4),)))
-    network = replace(network, outputs=restated(network, {"output": "classes"}))
-    assert network.batch == 2
-    assert dream(network, method, count).shape == (count, 3, 5, 4)
+    return replace(network, outputs=restated(network, {"output": "classes"}))
+
+
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_a_network_of_one_batch_size_is_dreamt_with(pairs: Network, method: Method, count: int) -> None:
+    assert pairs.batch == 2
+    assert dream(pairs, method, count).shape == (count, 3, 5, 4)
 
 
 def test_confidence_is_the_probability_that_the_network_gives(fill: Callable[..., nn.Module]) -> None:
