@@ -191,6 +191,31 @@ def test_narrow_activations_take_no_more_levels_than_they_have(
     assert max(int(values.max()) for values in found) == 2**bits - 1
 
 
+class Clipped(nn.Module):
+    """Layers of 8-bit weights; the third reads few bits, and what its clip leaves has eight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(3, 3, 1) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in list(self.layers)[:3]:
+            x = F.hardtanh(layer(x), 0.0, 6.0)
+        y: Tensor = self.layers[3](x)
+        return y
+
+
+def test_a_float_bias_is_not_rounded_to_the_grid_of_few_bits(
+    fill: Callable[..., nn.Module], images: Callable[..., Tensor], tmp_path: Path
+) -> None:
+    network = capture(fill(Clipped(), (3, 8, 8)), (3, 8, 8))
+    samples = Samples(images(16, (3, 8, 8)))
+    student = quantize(network, samples, bits="W8A2", plan="brecq", second_input_bits=None)
+    assert {tensor.grid.bits for tensor in student.tensors() if tensor.kind == "activation"} == {2, 8}
+    proven = export(student, tmp_path / "student.onnx", samples).verification
+    assert proven.largest_difference < 1e-5
+
+
 def test_few_bits_make_a_smaller_file(digits: Path) -> None:
     path = digits / "digits_bnfolded.onnx"
     network = load(path)

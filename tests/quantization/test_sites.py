@@ -47,6 +47,24 @@ def groups(network: Network, plan: str, **changes: object) -> set[frozenset[str]
     return {frozenset(group) for group in members.values()}
 
 
+class Bordered(nn.Module):
+    """An image that gets a border before the first layer, which no layer can add itself: it is no zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.last(torch.relu(self.first(F.pad(x, (1, 1, 1, 1), mode="reflect"))))
+        return y
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_image_that_stays_as_it_is_stays_so_with_a_border(whole: bool) -> None:
+    found, names = sites(capture(Bordered(), (3, 6, 6)), "brecq", quantize_image=whole)
+    assert ({"image#0", "pad#0"} & {names[site.node] for site in found} != set()) is whole
+
+
 def widths(network: Network, plan: str, bits: str, **changes: object) -> dict[str, int]:
     found, names = sites(network, plan, bits, **changes)
     return {names[site.node]: site.bits for site in found}

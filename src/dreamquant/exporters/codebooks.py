@@ -18,8 +18,12 @@ from torch import Tensor, fx
 
 from dreamquant.exporters.packing import array, packed
 from dreamquant.exporters.surgery import Surgery
+from dreamquant.network.operators import WEIGHTED, argument, bias_node, is_call
 from dreamquant.quantization.codebook import Codebook
+from dreamquant.quantization.sites import unmoved
 from dreamquant.quantization.student import Student
+
+CONTAINER = 8  # bits that activations are stored in
 
 
 def looked_up(surgery: Surgery, name: str, codebook: Codebook, value: Tensor, *, transposed: bool) -> str:
@@ -59,11 +63,17 @@ def looked_up(surgery: Surgery, name: str, codebook: Codebook, value: Tensor, *,
 
 def float_results(student: Student, names: Mapping[str, str], in_float: Mapping[fx.Node, bool]) -> set[str]:
     """What is computed by layers whose weights are floats to ONNX Runtime: left in float, looked up, or levels `in_float` (as by
-    `float_layers`) of what reads integers."""
+    `float_layers`) of what reads integers; and by those whose float bias it would round, to a grid that few bits make coarse."""
     layers = set(student.float_layers()) | {node.name for node, reads in in_float.items() if reads}
-    for tensor in student.tensors():
+    tensors = student.tensors()
+    for tensor in tensors:
         if isinstance(tensor.grid, Codebook):
             layers |= {layer.name for layer in tensor.quantizer.users}
+    biased = {layer for tensor in tensors if tensor.kind == "bias" for layer in tensor.quantizer.users}
+    coarse = {tensor.quantizer for tensor in tensors if tensor.kind == "activation" and tensor.grid.bits < CONTAINER}
+    for node in student.network.graph.graph.nodes:
+        if is_call(node, WEIGHTED) and bias_node(node) is not None and node not in biased:
+            layers |= {node.name} if unmoved(argument(node, 0)) in coarse else set()
     return {names[layer] for layer in layers if layer in names}
 
 

@@ -11,7 +11,7 @@ from torch import fx
 from dreamquant.network.notes import notes
 from dreamquant.network.operators import CONVOLUTIONS, TRANSPOSED, WEIGHTED, argument, is_call
 from dreamquant.quantization.grid import Grid
-from dreamquant.quantization.sites import is_passthrough, merged_result
+from dreamquant.quantization.sites import merged_result, unmoved
 from dreamquant.quantization.student import Student, weight_quantizer
 
 
@@ -28,18 +28,11 @@ def float_layers(student: Student) -> dict[fx.Node, bool]:
     for node in student.network.graph.graph.nodes:
         grid = grids.get(weight_quantizer(node)) if is_call(node, WEIGHTED - TRANSPOSED) else None  # type: ignore[arg-type]
         if isinstance(grid, Grid) and grid.bits > 4:
-            reads = _is_quantized(_unmoved(argument(node, 0)))
+            reads = _is_quantized(unmoved(argument(node, 0)))
             gives = not is_call(node, CONVOLUTIONS) or all(_is_quantized(user) for user in merged_result(node).users)
             if not (reads and gives):
                 found[node] = reads
     return found
-
-
-def _unmoved(node: fx.Node) -> fx.Node:
-    """What a tensor is a mere rearrangement of."""
-    while is_passthrough(node):
-        node = argument(node, 0)
-    return node
 
 
 def _is_quantized(node: fx.Node) -> bool:

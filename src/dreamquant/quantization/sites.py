@@ -71,7 +71,7 @@ def activation_sites(graph: fx.Graph, plan: Plan, bits: Bits) -> list[Site]:
     wanted = PLACEMENTS[plan.placement](nodes, plan)
     wanted -= {node for node in wanted if _cannot_be_quantized(node) or _only_for_float_layers(node, plan)}
     if not plan.quantize_image:
-        wanted.discard(nodes[0])
+        wanted -= {node for node in wanted if is_input(unmoved(node))}
     wanted -= {node for node in wanted if merged_padding(node) is not None and data_inputs(node)[0] in wanted}
     ordered = [node for node in nodes if node in wanted]
     groups = _groups(ordered) if plan.placement == "integer" else {node: (node,) for node in ordered}
@@ -258,6 +258,13 @@ def is_passthrough(node: fx.Node) -> bool:
     if node.target is aten.pad.default and len(node.args) > 2 and node.args[2] != "constant":
         return True
     return node.target not in PADS or pads_with_zeros(node)
+
+
+def unmoved(node: fx.Node) -> fx.Node:
+    """What a tensor is a mere rearrangement of."""
+    while is_passthrough(node):
+        node = data_inputs(node)[0]
+    return node
 
 
 def _integer_capable(node: fx.Node) -> bool:
