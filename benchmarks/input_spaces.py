@@ -133,7 +133,8 @@ def measure(data: Path, subject: Subject, folded: bool, case: str, stated: dict[
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as Markdown: a line for each statement, a column for each network."""
-    columns = list(dict.fromkeys((row["network"], row["folded"]) for row in rows))
+    names = [subject.name for subject in SUBJECTS]
+    columns = sorted({(row["network"], row["folded"]) for row in rows}, key=lambda one: (names.index(one[0]), one[1]))
     cells = {(row["case"], row["network"], row["folded"]): row for row in rows}
     heads = [f"{name}{', folded' if folded else ''}" for name, folded in columns]
     lines = [f"| stated | {' | '.join(heads)} |", f"|---|{'---:|' * len(columns)}"]

@@ -8,7 +8,7 @@ A table stands between `<!-- table: NAME -->` and `<!-- end -->`. NAME is
     SUITE [WORD ...]                     rows of a suite of `benchmarks.run`: those that have each word in network, label or bits
     SUITE [WORD ...]: LABEL | LABEL ...  their top-1, a column a label; lines with one label alone are left out
     dreamers SUITE BITS... [: LABEL | LABEL ...]    lines of a suite of `benchmarks/dreamers.py`
-    granularity_latency, trust test, summary BITS, zoo, zoo first, zoo distance, zoo cost
+    granularity_latency, trust test, summary BITS, zoo, zoo first, zoo distance, zoo cost, input_spaces
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import re
 import sys
 from pathlib import Path
 
-from benchmarks import dreamers, trust
+from benchmarks import dreamers, input_spaces, trust
 from benchmarks.run import RESULTS
 from benchmarks.suites import SUITES
 from benchmarks.tables import Row, summary, table
@@ -28,7 +28,7 @@ from dreamquant.files import atomic_write
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-PAGES = (ROOT / "README.md", DOCS / "benchmarks.md", *sorted((DOCS / "reproduction").glob("*.md")))
+PAGES = (ROOT / "README.md", DOCS / "benchmarks.md", DOCS / "input.md", *sorted((DOCS / "reproduction").glob("*.md")))
 BLOCK = re.compile(r"<!-- table: (?P<name>[^>]+?) -->\n.*?<!-- end -->", re.DOTALL)
 
 
@@ -67,6 +67,8 @@ def made(name: str) -> str:
     if suite == "dreamers":
         head, rule, *lines = dreamers.table(words[0], words[1:]).splitlines()
         return "\n".join([head, rule, *(line for line in lines if not labels or first_cell(line) in labels)])
+    if name == "input_spaces":
+        return input_spaces.table(rows_of(name))
     if suite == "zoo":
         return tables(rows_of(suite), words)
     if suite not in SUITES:
