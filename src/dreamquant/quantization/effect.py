@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from dreamquant.errors import ModelError
+from dreamquant.mapped import put_away
 from dreamquant.network.answers import margins, spread, spreads
 from dreamquant.network.gradients import look_at_gradients
 from dreamquant.network.graph import Network, by_image, in_pieces, output_nodes
@@ -90,7 +91,10 @@ def effects(network: Network, nodes: Collection[fx.Node], images: Tensor) -> dic
 
         if not look_at_gradients(graph, piece, nodes, asked, look, ends=ends, size=working_bytes()):
             raise ModelError("effect_limit asks how far errors move the answers, and they have no gradient")
-    result = {node: Effect(_centres(*limits[node], network.device), torch.cat(slopes[node])) for node in limits if node in slopes}
+    result = {
+        node: Effect(_centres(*limits[node], network.device), torch.cat(slopes.pop(node))) for node in limits if node in slopes
+    }
+    put_away()
     if not all(bool(effect.slopes.isfinite().all()) for effect in result.values()):
         raise ModelError("effect_limit asks how far errors move the answers, and their gradients are not finite numbers")
     return result
