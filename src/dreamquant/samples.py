@@ -36,7 +36,9 @@ class Samples:
             raise DataError(f"samples are a {type(given).__name__}, not a float32 tensor (N, C, H, W)")
         object.__setattr__(self, "images", in_order(given.detach().cpu() if given.requires_grad else given.cpu()))
         for name in ("labels", "confidence"):
-            known: Tensor | None = getattr(self, name)
+            known: object = getattr(self, name)
+            if known is not None and not isinstance(known, Tensor):
+                raise DataError(f"{name} of samples are a {type(known).__name__}, not a tensor of as many numbers as images")
             object.__setattr__(self, name, None if known is None else known.cpu())
 
     def __len__(self) -> int:

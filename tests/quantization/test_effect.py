@@ -50,7 +50,7 @@ def loud(fill: Callable[..., Loud]) -> Callable[[float], Network]:
 
 
 def samples(count: int = 16) -> Samples:
-    return Samples(noise(count, SHAPE, seed=0), "noise", {})
+    return Samples(noise(count, SHAPE, seed=0), method="noise")
 
 
 def student(network: Network, limit: float | None, **changes: Any) -> Student:
