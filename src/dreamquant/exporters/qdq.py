@@ -1,8 +1,8 @@
 """Student -> ONNX with QuantizeLinear / DequantizeLinear around every quantized tensor.
 
 A network that came from an ONNX file goes out as the same graph; any other is first emitted as a float graph. Weights and
-biases are stored as integers, weights in the smallest type that ONNX has: 4 bits (opset 21) or 8. Weights on a codebook are
-looked up in a table (see `codebooks`). Activations are always in 8 bits, as ONNX Runtime refuses a Clip before a 4-bit
+biases are stored as integers, weights in the smallest type that ONNX has: 4 bits, 8 or 16 (opset 21 but for 8). Weights on a
+codebook are looked up in a table (see `codebooks`). Activations are in 8 bits or 16: ONNX Runtime refuses a Clip before a 4-bit
 QuantizeLinear; narrower grids are cut off by Max and Min. (By a Clip ONNX Runtime would take the layer before it for an integer
 one, and round its float bias to the coarse grid of few bits.) A Max also stands behind layers of float weights and of codebooks,
 where it changes nothing: without it ONNX Runtime would round these to 8 bits, with one scale for all channels.
@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 import torch
-from onnx import numpy_helper
 from torch import Tensor, fx
 
 from dreamquant.errors import UnsupportedOperator
@@ -28,14 +27,15 @@ from dreamquant.exporters.packing import array, packed
 from dreamquant.exporters.pads import merge_pads, pad_integers
 from dreamquant.exporters.surgery import Surgery, with_tail
 from dreamquant.network.graph import Network, tensor_of
-from dreamquant.network.notes import notes
+from dreamquant.network.notes import Kind, notes
 from dreamquant.network.onnx_import.standard import lifted, opset_of
 from dreamquant.quantization.codebook import Codebook
 from dreamquant.quantization.grid import Grid, integer_limits
-from dreamquant.quantization.plan import Plan, parse_bits
+from dreamquant.quantization.plan import LARGEST_BITS, Plan, parse_bits
 from dreamquant.quantization.student import QuantizedTensor, Student, prepare, quantizer_nodes
 
-INT8_OPSET, INT4_OPSET = 13, 21
+INT8_OPSET = 13
+OPSETS_OF = {4: 21, 8: INT8_OPSET, 16: 21, 32: INT8_OPSET}  # from which on Q/DQ know integers of so many bits
 Names = dict[str, str]  # node of the student's graph -> value of the ONNX model
 
 
@@ -64,7 +64,7 @@ class OnnxStudent(NamedTuple):
 def to_onnx(student: Student) -> OnnxStudent:
     """The student as an ONNX model; raises `UnsupportedOperator` for what ONNX cannot say."""
     tensors = student.tensors()
-    opset = INT4_OPSET if any(_container_bits(tensor) == 4 for tensor in tensors) else INT8_OPSET
+    opset = max([INT8_OPSET, *(OPSETS_OF[_container_bits(tensor)] for tensor in tensors)])
     proto, outputs, names, transposed = _float_model(student, opset)
     surgery = Surgery(proto)
     surgery.require_opset(opset)
@@ -93,8 +93,8 @@ def check_writable(network: Network, plan: Plan, bits: str) -> None:
     """`UnsupportedOperator` where the student of a network could not be written, which is told before any work is done."""
     student, widths, _ = prepare(network, plan, parse_bits(bits))
     quantizers = quantizer_nodes(student.network.graph.graph)
-    few = any(notes(node).kind == "weight" and widths[str(node.target)] <= 4 for node in quantizers)
-    opset = INT4_OPSET if few else INT8_OPSET
+    kinds = [(notes(node).kind, widths.get(str(node.target), LARGEST_BITS)) for node in quantizers]
+    opset = max([INT8_OPSET, *(OPSETS_OF[_container(kind, bits)] for kind, bits in kinds)])
     proto, _, names, _ = _float_model(student, opset)
     if opset_of(proto) < opset:
         lifted(proto, opset, "the ONNX model")
@@ -209,11 +209,13 @@ def _quantize_activation(
     scale, zero_point = constants[shared]
     if tensor.node.name in sources:
         (source, guarded), result = sources[tensor.node.name], surgery.fresh("dequantized")
-        readers = [surgery.producer(names[user.name]) for user in tensor.quantizer.users]
-        surgery.rewire(value, result, [reader for reader in readers if reader is not None])
+        surgery.rewire(value, result, [_node(surgery, user, names) for user in tensor.quantizer.users])
     else:
         guarded = comes_of(surgery, value, floats)
-        if surgery.producer(value) is None:  # an input of the graph keeps its name; its readers are moved
+        if any(notes(user).kind is None for user in tensor.node.users):  # others read the tensor as it is
+            source, result = value, surgery.fresh("dequantized")
+            surgery.rewire(value, result, [_node(surgery, user, names) for user in tensor.quantizer.users])
+        elif surgery.producer(value) is None:  # an input of the graph keeps its name; its readers are moved
             source, result = value, surgery.fresh("dequantized")
             surgery.rewire(value, result)
         else:
@@ -250,7 +252,8 @@ def _constant(
     name = names[tensor.node.name]
     readers = surgery.consumers(name)
     if tensor.kind == "bias":
-        readers = [node for node in readers if node is _layer(surgery, tensor, names)]
+        layer = _node(surgery, next(iter(tensor.quantizer.users)), names)
+        readers = [node for node in readers if node is layer]
     if not readers:
         return None
     value = tensor_of(student.network.graph, tensor.node)
@@ -275,11 +278,9 @@ def _dequantized(surgery: Surgery, name: str, tensor: QuantizedTensor, value: Te
     axis = grid.axis
     if transposed:
         integers, axis = integers.t(), None if axis is None else 1 - axis
-    if tensor.kind == "bias":
-        stored = numpy_helper.from_array(array(integers).astype(np.int32))
-        points = []  # always 0, which needs no saying
-    else:
-        stored = _integers(integers, tensor)
+    stored = _integers(integers, tensor)
+    points = []
+    if tensor.kind != "bias":  # whose zero point is always 0, which needs no saying
         points = [surgery.constant("zero", _integers(_shape(grid.zero_point, axis), tensor))]
     integers_name = surgery.constant(f"{name}_q", stored)
     scales = surgery.constant("scale", array(_shape(grid.scale, axis)))
@@ -289,12 +290,13 @@ def _dequantized(surgery: Surgery, name: str, tensor: QuantizedTensor, value: Te
     return result
 
 
-def _layer(surgery: Surgery, tensor: QuantizedTensor, names: Names) -> onnx.NodeProto | None:
-    """The node of the model that computes what the layer of a bias does, and maybe more; its output is not quantized yet."""
-    layer = next(iter(tensor.quantizer.users))
-    while layer.name not in names:  # the file's node has a step behind it
-        layer = next(iter(layer.users))
-    return surgery.producer(names[layer.name])
+def _node(surgery: Surgery, reader: fx.Node, names: Names) -> onnx.NodeProto:
+    """The node of the model that computes what a node of the student does, and maybe more; its output is not quantized yet."""
+    while reader.name not in names:  # the file's node has a step behind it
+        reader = next(iter(reader.users))
+    found = surgery.producer(names[reader.name])
+    assert found is not None
+    return found
 
 
 def _scale_and_zero_point(surgery: Surgery, tensor: QuantizedTensor) -> tuple[str, str]:
@@ -320,9 +322,12 @@ def _shape(values: Tensor, axis: int | None) -> Tensor:
 
 def _container_bits(tensor: QuantizedTensor) -> int:
     """The bits of the ONNX integer type that holds a tensor's integers."""
-    if tensor.kind == "bias":
-        return 32
-    return 4 if tensor.kind == "weight" and tensor.grid.bits <= 4 else 8
+    return _container(tensor.kind, tensor.grid.bits)
+
+
+def _container(kind: Kind | None, bits: int) -> int:
+    few = 4 if kind == "weight" else 8
+    return next(held for held in (few, 8, 16, 32) if bits <= held)
 
 
 def _integers(values: Tensor, tensor: QuantizedTensor) -> onnx.TensorProto:

@@ -19,25 +19,31 @@ from dreamquant.network.operators import CONVOLUTIONS, is_call, output_channel_a
 from dreamquant.network.pairs import groups_of
 from dreamquant.quantization.channel_bits import channel_bits, grid_of_channels
 from dreamquant.quantization.codebook import Codebook
-from dreamquant.quantization.grid import grid_of_range
+from dreamquant.quantization.forms import activation_form, weight_axis, weight_form
 from dreamquant.quantization.student import Student, quantizer_nodes
 from dreamquant.quantization.walk import keep_float, quantizer_of
 
 
 def weight_grids(student: Student, widths: dict[str, int]) -> None:
-    """Give every weight its levels, as many as `widths` says by its quantizer's name. `OptionError` for unknown options."""
+    """Give every weight, and every constant that meets activations, its levels, as many as `widths` says by its quantizer's name.
+
+    Raises `OptionError` for unknown options.
+    """
     plan, graph = student.plan, student.network.graph
     method = find_method("ranges", plan.weight_ranges)
     options = method.check_options(plan.weight_options)
     codebook = None if plan.weight_levels == "uniform" else find_method("codebooks", plan.weight_levels)
     level_options = {} if codebook is None else codebook.check_options(plan.level_options)
     for node in quantizer_nodes(graph.graph):
+        if notes(node).kind == "constant":
+            values = tensor_of(graph, node.all_input_nodes[0])
+            form = activation_form(plan, widths[str(node.target)])
+            quantizer_of(graph, node).grid = form.grid(*values.aminmax(), values.reshape(1, -1))
         if notes(node).kind != "weight":
             continue
         weight = tensor_of(graph, node.all_input_nodes[0])
         layer = next(iter(node.users))
-        granularity = plan.layer(layer.name).granularity or plan.weight_granularity
-        axis = output_channel_axis(layer) if granularity == "channel" else None
+        axis = weight_axis(layer, plan)
         rows = weight.reshape(1, 1, -1) if axis is None else weight.transpose(0, axis).flatten(1).unsqueeze(1)
         bits = widths[str(node.target)]
         if codebook is not None:
@@ -48,7 +54,7 @@ def weight_grids(student: Student, widths: dict[str, int]) -> None:
             _give_channels_bits(student, node, layer, bits, partial(method.function, **options))
             continue
         low, high = method.function(rows, bits=bits, symmetric=plan.weight_symmetric, **options)
-        grid = grid_of_range(low, high, bits=bits, symmetric=plan.weight_symmetric, axis=axis)
+        grid = weight_form(plan, bits).grid(low, high, rows, axis=axis)
         if plan.saturation_free and grid.qmin < 0 and not is_depthwise(layer):
             grid = replace(grid, scale=torch.maximum(grid.scale, saturation_free_scale(weight, axis)))
         quantizer_of(graph, node).grid = grid
