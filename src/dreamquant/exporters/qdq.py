@@ -25,11 +25,14 @@ from dreamquant.exporters.float_layers import float_layers
 from dreamquant.exporters.onnx_emit import OPSETS, emit_network, newest_opset
 from dreamquant.exporters.packing import array, packed
 from dreamquant.exporters.pads import merge_pads, pad_integers
+from dreamquant.exporters.scalars import quantize_scalars
+from dreamquant.exporters.static import with_fixed_shapes
 from dreamquant.exporters.surgery import Surgery, with_tail
 from dreamquant.network.graph import Network, tensor_of
 from dreamquant.network.notes import Kind, notes
 from dreamquant.network.onnx_import.standard import lifted, opset_of
 from dreamquant.quantization.codebook import Codebook
+from dreamquant.quantization.forms import activation_form
 from dreamquant.quantization.grid import Grid, integer_limits
 from dreamquant.quantization.plan import LARGEST_BITS, Plan, parse_bits
 from dreamquant.quantization.student import QuantizedTensor, Student, prepare, quantizer_nodes
@@ -85,6 +88,8 @@ def to_onnx(student: Student) -> OnnxStudent:
     for tensor in tensors:
         if tensor.quantizer.name in integers:
             pad_integers(surgery, tensor, integers[tensor.quantizer.name])
+    if student.plan.placement == "every_tensor":
+        quantize_scalars(surgery, activation_form(student.plan, student.bits.activations))
     proto = surgery.finish()
     return OnnxStudent(proto, integers, stored | _left_as_they_are(student, proto, names, transposed), outputs, names)
 
@@ -132,6 +137,11 @@ def _float_model(student: Student, opset: int) -> tuple[onnx.ModelProto, tuple[s
         outputs = tuple(output.name for output in proto.graph.output)
         if network.source.tail is not None:
             proto = with_tail(proto, network.source.tail, dict(zip(network.source.ends, outputs, strict=True)))
+    target = student.plan.target
+    if target is not None and target.static_shapes:
+        channels, height, width = network.input_shape
+        image = (height, width, channels) if network.space.layout == "NHWC" else (channels, height, width)
+        proto = with_fixed_shapes(proto, (network.batch or 1, *image), network.space.layout)
     nodes = graph.graph.nodes
     names = {node.name: origin for node in nodes if (origin := notes(node).origin) is not None}
     return proto, outputs, names, {node.name for node in nodes if notes(node).transposed}

@@ -210,7 +210,9 @@ class _Compared:
     def __init__(self, student: Student, proto: onnx.ModelProto, outputs: Sequence[str], integers: Mapping[str, str]) -> None:
         self.network, self.graph = student.network, student.network.graph
         (batch, *_), given = proto.graph.input[0].type.tensor_type.shape.dim, student.network.batch
-        self.batch = given or (batch.dim_value if batch.dim_value > 1 else None)
+        target = student.plan.target
+        fixed = target is not None and target.static_shapes  # where sizes inside say nothing of images either
+        self.batch = given or (batch.dim_value if fixed or batch.dim_value > 1 else None)
         self.names = list(outputs)
         half = {output.name for output in proto.graph.output if output.type.tensor_type.elem_type == TensorProto.FLOAT16}
         self.rounded = [HALF if name in half else 0.0 for name in self.names]
