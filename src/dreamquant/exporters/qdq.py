@@ -19,6 +19,7 @@ import onnx
 import torch
 from torch import Tensor, fx
 
+from dreamquant.conformity import require
 from dreamquant.errors import UnsupportedOperator
 from dreamquant.exporters.codebooks import comes_of, float_results, looked_up
 from dreamquant.exporters.float_layers import float_layers
@@ -31,11 +32,16 @@ from dreamquant.exporters.surgery import Surgery, with_tail
 from dreamquant.network.graph import Network, tensor_of
 from dreamquant.network.notes import Kind, notes
 from dreamquant.network.onnx_import.standard import lifted, opset_of
+from dreamquant.network.operators import WEIGHTED, data_inputs, is_call, unquantized
+from dreamquant.quantization.activations import set_grids
+from dreamquant.quantization.biases import rebase_biases
 from dreamquant.quantization.codebook import Codebook
+from dreamquant.quantization.fixed import fixed_grid
 from dreamquant.quantization.forms import activation_form
 from dreamquant.quantization.grid import Grid, integer_limits
-from dreamquant.quantization.plan import LARGEST_BITS, Plan, parse_bits
+from dreamquant.quantization.plan import LARGEST_BITS, Plan, change_plan, parse_bits
 from dreamquant.quantization.student import QuantizedTensor, Student, prepare, quantizer_nodes
+from dreamquant.quantization.weights import weight_grids
 
 INT8_OPSET = 13
 OPSETS_OF = {4: 21, 8: INT8_OPSET, 16: 21, 32: INT8_OPSET}  # from which on Q/DQ know integers of so many bits
@@ -95,7 +101,8 @@ def to_onnx(student: Student) -> OnnxStudent:
 
 
 def check_writable(network: Network, plan: Plan, bits: str) -> None:
-    """`UnsupportedOperator` where the student of a network could not be written, which is told before any work is done."""
+    """`UnsupportedOperator` where the student of a network could not be written, or would break a rule of the plan's target;
+    told before any work is done."""
     student, widths, _ = prepare(network, plan, parse_bits(bits))
     quantizers = quantizer_nodes(student.network.graph.graph)
     kinds = [(notes(node).kind, widths.get(str(node.target), LARGEST_BITS)) for node in quantizers]
@@ -105,7 +112,21 @@ def check_writable(network: Network, plan: Plan, bits: str) -> None:
         lifted(proto, opset, "the ONNX model")
     for node in quantizers:
         if notes(node).kind == "activation":
-            _check_named(node.all_input_nodes[0], names)
+            _check_named(unquantized(node.all_input_nodes[0]), names)
+    if plan.target is not None:
+        require(to_onnx(_draft(network, plan, bits)).proto, plan)
+
+
+def _draft(network: Network, plan: Plan, bits: str) -> Student:
+    """A student in its last form, but for the ranges of activations: all are from -1 to 1."""
+    student, widths, deciders = prepare(network, change_plan(plan, weight_ranges="minmax", weight_options={}), parse_bits(bits))
+    weight_grids(student, widths)
+    ends = torch.tensor([-1.0]), torch.tensor([1.0])
+    for name, nodes in deciders.items():
+        found = fixed_grid(nodes, plan, widths[name]) or activation_form(plan, widths[name]).grid(*ends)
+        set_grids(student, {name: found})
+    rebase_biases(student)
+    return student
 
 
 def _check_named(node: fx.Node, names: Names) -> None:
@@ -174,6 +195,7 @@ def _update_constants(surgery: Surgery, student: Student, names: Names, transpos
     if student.network.source.proto is None:
         return  # emitted from the student itself
     graph = student.network.graph
+    layers = {node.name: node for node in graph.graph.nodes}
     for node in graph.graph.nodes:
         if node.op != "get_attr":
             continue
@@ -183,19 +205,22 @@ def _update_constants(surgery: Surgery, student: Student, names: Names, transpos
         elif node.name not in names and (gained := notes(node).gained) is not None:
             result = names[gained]
             names[node.name] = surgery.constant(f"{result}_bias", array(value))
-            _add_bias(surgery, result, names[node.name])
+            product = _add_bias(surgery, result, names[node.name])
+            if not is_call(layers[gained], WEIGHTED):  # a sum that the student has apart from its layer
+                names[unquantized(data_inputs(layers[gained])[0]).name] = product
 
 
-def _add_bias(surgery: Surgery, result: str, bias: str) -> None:
-    """Let the layer that computes `result`, and had no bias, add one."""
+def _add_bias(surgery: Surgery, result: str, bias: str) -> str:
+    """Let the layer that computes `result`, and had no bias, add one. Returns what it computes before."""
     layer = surgery.producer(result)
     assert layer is not None
     if layer.op_type == "MatMul":
         product = surgery.fresh(f"{result}_product")
         surgery.rename_output(result, product)
         surgery.insert("Add", [product, bias], result, after=product)
-    else:
-        layer.input[2:] = [bias]
+        return product
+    layer.input[2:] = [bias]
+    return result
 
 
 def _quantize_activation(
@@ -239,6 +264,7 @@ def _quantize_activation(
             cut = surgery.fresh(op_type.lower())
             surgery.insert(op_type, [source, surgery.constant(f"{cut}_end", end)], cut, after=source)
             source = cut
+    names[tensor.quantizer.name] = result
     integers = surgery.fresh("integers")
     surgery.insert("QuantizeLinear", [source, scale, zero_point], integers, after=source)
     surgery.insert("DequantizeLinear", [integers, scale, zero_point], result, after=integers)

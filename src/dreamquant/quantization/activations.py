@@ -16,7 +16,8 @@ from dreamquant.network.interpreter import compute, interpret
 from dreamquant.network.live import at_once
 from dreamquant.quantization.batchnorm import grids_from_batchnorm
 from dreamquant.quantization.effect import Effect, effects, narrowed, together
-from dreamquant.quantization.forms import activation_form, fixed_grid
+from dreamquant.quantization.fixed import fixed_grid
+from dreamquant.quantization.forms import activation_form
 from dreamquant.quantization.grid import Grid
 from dreamquant.quantization.histogram import Tally, Values
 from dreamquant.quantization.sites import score_nodes

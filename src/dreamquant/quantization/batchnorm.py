@@ -13,7 +13,8 @@ from dreamquant.network.edit import set_tensor
 from dreamquant.network.graph import tensor_of
 from dreamquant.network.notes import notes
 from dreamquant.network.operators import LINEARS, bias_node, data_inputs, data_nodes, unquantized
-from dreamquant.quantization.forms import activation_form, fixed_grid
+from dreamquant.quantization.fixed import fixed_grid
+from dreamquant.quantization.forms import activation_form
 from dreamquant.quantization.grid import Grid
 from dreamquant.quantization.student import Student, quantizer_nodes
 from dreamquant.quantization.through import following_function, narrow

@@ -12,7 +12,7 @@ from dreamquant.network.operators import WEIGHTED, argument, bias_node, data_inp
 from dreamquant.quantization.batchnorm import correct_biases
 from dreamquant.quantization.forms import power_above, weight_form
 from dreamquant.quantization.grid import Grid
-from dreamquant.quantization.sites import is_passthrough
+from dreamquant.quantization.moves import is_passthrough
 from dreamquant.quantization.student import Student, quantizer_nodes
 from dreamquant.quantization.walk import float_tensor, keep_float, quantizer_of, walk_by_layers
 

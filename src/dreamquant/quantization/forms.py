@@ -4,25 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from dreamquant.errors import OptionError
 from dreamquant.network.graph import aten
-from dreamquant.network.operators import SOFTMAX, TRANSPOSED, is_call, output_channel_axis
+from dreamquant.network.operators import TRANSPOSED, output_channel_axis
 from dreamquant.quantization.grid import Grid, grid_of_range
 from dreamquant.quantization.histogram import Values, summarize
-from dreamquant.quantization.plan import Fixed, FixedOperator, Plan
-
-FIXED_OPERATORS: dict[FixedOperator, set[Any]] = {
-    "sigmoid": {aten.sigmoid.default},
-    "hard_sigmoid": {aten.hardsigmoid.default},
-    "softmax": SOFTMAX,
-    "log_softmax": {aten.log_softmax.int, aten._log_softmax.default},
-    "tanh": {aten.tanh.default},
-}
+from dreamquant.quantization.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -76,26 +66,6 @@ def weight_axis(layer: fx.Node, plan: Plan) -> int | None:
     operator = "linear" if linear else "conv_transpose" if layer.target in TRANSPOSED else "conv"
     granularity = plan.layer(layer.name).granularity or plan.weight_granularity
     return output_channel_axis(layer) if granularity == "channel" and operator not in plan.per_tensor else None
-
-
-def fixed_form(node: fx.Node, plan: Plan, bits: int) -> Fixed | None:
-    """What the plan fixes for the results of a node, if it does."""
-    return next((one for one in plan.fixed if one.bits == bits and is_call(node, FIXED_OPERATORS[one.operator])), None)
-
-
-def fixed_grid(deciders: tuple[fx.Node, ...], plan: Plan, bits: int) -> Grid | None:
-    """The grid of tensors that the plan gives one of its own. `OptionError` where others, or other such, share it."""
-    found = [fixed_form(node, plan, bits) for node in deciders]
-    first = next((one for one in found if one is not None), None)
-    if first is None:
-        return None
-    if any((one and (one.steps, one.zero_point)) != (first.steps, first.zero_point) for one in found):
-        names = ", ".join(node.name for node in deciders)
-        raise OptionError(f"plan {plan.name} fixes the grid of what {first.operator} gives, and {names} have to share one")
-    form = activation_form(plan, bits)
-    low = -(1 << (bits - 1)) if form.signed else 0
-    scale = torch.tensor([1 / first.steps], dtype=torch.float32)
-    return Grid(scale, torch.full_like(scale, float(first.zero_point)), low, low + (1 << bits) - 1)
 
 
 def power_above(scale: Tensor) -> Tensor:

@@ -196,6 +196,11 @@ def plan_names() -> list[str]:
     return shelf.names(*PLANS)
 
 
+def target_names() -> list[str]:
+    """The names of those that are targets'."""
+    return [name for name in plan_names() if "target" in _read(name)]
+
+
 def load_plan(name: str, /, **changes: object) -> Plan:
     """A plan by its name or from a TOML file, with some fields changed; `OptionError` names what is not known."""
     return _plan(name, _read(name) | changes)
@@ -213,6 +218,26 @@ def _read(name: str) -> dict[str, Any]:
     if "target" in fields and "target" in under:
         fields["target"] = under["target"] | fields["target"]
     return under | fields
+
+
+def load_target(name: str) -> Plan:
+    """A plan that is named after a target; `OptionError` for any other."""
+    plan = load_plan(name)
+    if plan.target is None:
+        raise OptionError(f"plan {name} is no target's; targets: {', '.join(target_names())}")
+    return plan
+
+
+def check_bits(plan: Plan, bits: Bits) -> None:
+    """`OptionError` where the target that a plan is named after has no such widths."""
+    if plan.target is None:
+        return
+    for what, number, known in (
+        ("weights", bits.weights, plan.target.weight_bits),
+        ("activations", bits.activations, plan.target.activation_bits),
+    ):
+        if number not in known:
+            raise OptionError(f"{plan.name} has no {number}-bit {what}; bits are {bits}, known: {', '.join(map(str, known))}")
 
 
 def keep_in_float(plan: Plan, tensors: Iterable[str]) -> Plan:

@@ -22,7 +22,6 @@ from dreamquant.network.operators import (
     INTEGER_CAPABLE,
     LINEARS,
     PARTIAL,
-    PASSTHROUGH,
     PRODUCTS,
     TRANSPOSED,
     WEIGHTED,
@@ -31,9 +30,10 @@ from dreamquant.network.operators import (
     data_nodes,
     is_call,
 )
-from dreamquant.network.padding import PADS, merged_padding, pads_with_zeros
+from dreamquant.network.padding import merged_padding
 from dreamquant.network.pairs import groups_of
-from dreamquant.quantization.forms import fixed_grid
+from dreamquant.quantization.fixed import fixed_form, shared_form
+from dreamquant.quantization.moves import is_passthrough, moves, unmoved
 from dreamquant.quantization.plan import LARGEST_BITS, Bits, Plan, Tie
 
 ACTIVATION_FUNCTIONS = CLIPPING | {
@@ -78,6 +78,7 @@ class Site:
     """An activation to quantize: after `node`, for `users`, on the grid found from the values of `deciders` (often `node` alone).
 
     `name` is the grid's: sites of the same deciders and as many bits share it. It is called after the first of them, `root`.
+    One `behind` another of the same tensor takes what that gives: its readers share a grid, and the plan fixes another.
     """
 
     node: fx.Node
@@ -85,6 +86,7 @@ class Site:
     bits: int
     users: tuple[fx.Node, ...]
     name: str
+    behind: bool = False
 
     @property
     def root(self) -> fx.Node:
@@ -109,8 +111,6 @@ def activation_sites(graph: fx.Graph, plan: Plan, bits: Bits) -> list[Site]:
     for node, deciders in groups.items():
         widest[deciders] = max(widest.get(deciders, 0), width[node])
     alone = Counter(groups.values())
-    for deciders, wide in widest.items():
-        fixed_grid(deciders, plan, wide)  # which tells where there can be none
     return [site for node in ordered for site in _sites(node, groups[node], widest[groups[node]], plan, alone[groups[node]] == 1)]
 
 
@@ -133,7 +133,7 @@ def worthwhile(sites: list[Site], float_tensors: Collection[str]) -> list[Site]:
 
 def _runs_in_integers(node: fx.Node, read: Collection[tuple[fx.Node, fx.Node]], given: Collection[fx.Node]) -> bool:
     """Whether an operation has an integer form, and all that this asks for on grids: (tensor, reader) in `read`, `given`."""
-    if _moves(node) or not (is_call(node, COMPUTE) or _integer_capable(node)):
+    if moves(node) or not (is_call(node, COMPUTE) or _integer_capable(node)):
         return False
     return all(_is_on_grid(source, node, read) for source in data_inputs(node)) and (
         merged_result(node) in given or is_call(node, LINEARS | PRODUCTS)
@@ -145,11 +145,6 @@ def _is_on_grid(source: fx.Node, reader: fx.Node, read: Collection[tuple[fx.Node
     while (source, reader) not in read and is_passthrough(source):
         source, reader = data_inputs(source)[0], source
     return (source, reader) in read
-
-
-def _moves(node: fx.Node) -> bool:
-    """Whether an operation computes nothing: it rearranges a tensor, or joins several."""
-    return is_passthrough(node) or is_call(node, {aten.cat.default})
 
 
 def _maker(node: fx.Node) -> fx.Node:
@@ -166,7 +161,7 @@ def _is_read(site: Site, read: Collection[tuple[fx.Node, fx.Node]], given: Colle
         user = waiting.pop()
         if _runs_in_integers(user, read, given):
             return True
-        waiting += user.users if _moves(user) else ()
+        waiting += user.users if moves(user) else ()
     return False
 
 
@@ -185,6 +180,9 @@ def _sites(node: fx.Node, deciders: tuple[fx.Node, ...], bits: int, plan: Plan, 
     rest = tuple(user for user in users if user not in wide)
     name = deciders[0].name
     found = [Site(node, deciders, plan.elementwise_bits or bits, wide, f"{name}_elementwise_grid")] if wide else []
+    if fixed_form(node, plan, bits) is not None and shared_form(deciders, plan, bits) is None:
+        found = [Site(node, (node,), bits, rest, f"{node.name}_fixed_grid")]
+        return [*found, Site(node, deciders, bits, rest, f"{name}_grid", behind=True)]
     return [*found, Site(node, deciders, bits, rest, f"{name}_grid")] if rest or not wide else found
 
 
@@ -338,22 +336,6 @@ PLACEMENTS: dict[str, Callable[[list[fx.Node], Plan], set[fx.Node]]] = {
     "inputs": _inputs,
     "every_tensor": _every_tensor,
 }
-
-
-def is_passthrough(node: fx.Node) -> bool:
-    """Whether the node's output holds only values of its one computed input, and zeros."""
-    if not is_call(node, PASSTHROUGH) or len(data_inputs(node)) != 1:
-        return False
-    if node.target is aten.pad.default and len(node.args) > 2 and node.args[2] != "constant":
-        return True
-    return node.target not in PADS or pads_with_zeros(node)
-
-
-def unmoved(node: fx.Node) -> fx.Node:
-    """What a tensor is a mere rearrangement of."""
-    while is_passthrough(node):
-        node = data_inputs(node)[0]
-    return node
 
 
 def _integer_capable(node: fx.Node) -> bool:

@@ -18,6 +18,7 @@ from dreamquant.network.operators import WEIGHTED, argument, bias_node, data_nod
 from dreamquant.quantization.codebook import Codebook
 from dreamquant.quantization.grid import FakeQuantize, Grid
 from dreamquant.quantization.plan import LARGEST_BITS, Bits, Plan, change_plan
+from dreamquant.quantization.separate import separate_biases
 from dreamquant.quantization.sites import activation_sites, constant_sites, stays_float, weighted_nodes, worthwhile
 from dreamquant.quantization.walk import quantizer_of
 
@@ -97,9 +98,11 @@ def prepare(network: Network, plan: Plan, bits: Bits) -> tuple[Student, dict[str
     sites = worthwhile(sites, plan.float_tensors)
     widths: dict[str, int] = {}
     deciders: dict[str, tuple[fx.Node, ...]] = {}
+    before: dict[fx.Node, fx.Node] = {}
     for site in sites:
         widths[site.name], deciders[site.name] = site.bits, site.deciders
-        _insert(graph, site.node, site.name, "activation", users=site.users)
+        source = before[site.node] if site.behind else site.node
+        before[site.node] = _insert(graph, source, site.name, "activation", users=site.users)
     for index, layer in enumerate(layers):
         if stays_float(layer, plan):
             continue
@@ -143,10 +146,12 @@ def transformed(network: Network, plan: Plan, bits: Bits) -> Network:
         method = find_method("transform", name)
         options = method.check_options(plan.transform_options.get(name, {}))
         network = method.function(network, bits=bits.weights, **options)
+    if plan.placement == "every_tensor":
+        separate_biases(network)
     return network
 
 
-def _insert(graph: fx.GraphModule, node: fx.Node, name: str, kind: Kind, *, users: Iterable[fx.Node]) -> None:
+def _insert(graph: fx.GraphModule, node: fx.Node, name: str, kind: Kind, *, users: Iterable[fx.Node]) -> fx.Node:
     """Put the quantizer `name` between `node` and `users`."""
     if not hasattr(graph, name):
         graph.add_module(name, FakeQuantize())
@@ -155,3 +160,4 @@ def _insert(graph: fx.GraphModule, node: fx.Node, name: str, kind: Kind, *, user
     set_notes(quantizer, Notes(notes(node).shape, notes(node).dtype, kind=kind))
     for user in users:
         user.replace_input_with(node, quantizer)
+    return quantizer

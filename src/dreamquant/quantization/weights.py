@@ -23,6 +23,8 @@ from dreamquant.quantization.forms import activation_form, weight_axis, weight_f
 from dreamquant.quantization.student import Student, quantizer_nodes
 from dreamquant.quantization.walk import keep_float, quantizer_of
 
+LARGEST_SUM = 128  # of two weights of one sign that are multiplied by activations up to 255 and summed in 16 bits
+
 
 def weight_grids(student: Student, widths: dict[str, int]) -> None:
     """Give every weight, and every constant that meets activations, its levels, as many as `widths` says by its quantizer's name.
@@ -79,17 +81,21 @@ def saturation_free_scale(weight: Tensor, axis: int | None) -> Tensor:
     """The smallest scales (1,) or (channels,) under which no two neighbouring weights overflow a 16-bit sum.
 
     x86 processors without VNNI multiply unsigned activations by signed weights in pairs and add each pair in saturating 16 bits:
-    255 (w1 + w2) must stay within 32767, so two weights of one sign may add up to 128 at most. Neighbours are those along the
+    255 (w1 + w2) must stay within 32767, so two weights of one sign may add up to `LARGEST_SUM`. Neighbours are those along the
     order in which a runtime lines up a convolution's inputs: channels first, channels last, or channels of one position.
     """
+    scale = largest_pairs(weight, axis) / (LARGEST_SUM - 1)  # both weights may be rounded up
+    return scale.max().reshape(1) if axis is None else scale
+
+
+def largest_pairs(weight: Tensor, axis: int | None) -> Tensor:
+    """The largest sum of two such neighbours in each channel of `axis`, or of the first."""
     rows = weight if axis in (None, 0) else weight.transpose(0, axis)
     orders = [rows.flatten(1)]
     if rows.dim() > 2:
         last = rows.movedim(1, -1)
         orders += [last.flatten(1), last.flatten(1, -2)]
-    worst = torch.stack([_largest_pair(order) for order in orders]).amax(0)
-    scale = worst / 127  # not 128: both weights may be rounded up
-    return scale.max().reshape(1) if axis is None else scale
+    return torch.stack([_largest_pair(order) for order in orders]).amax(0)
 
 
 def _largest_pair(rows: Tensor) -> Tensor:
