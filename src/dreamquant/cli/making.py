@@ -46,6 +46,10 @@ def quantize(
     recipe: Annotated[str, typer.Option(help="a recipe's name (see `recipes`) or a .toml file")] = "auto",
     bits: Annotated[str | None, typer.Option(help="bits of weights and activations: W8A8, W4A4, ...")] = None,
     plan: Annotated[str | None, typer.Option(help="what is quantized: deploy, zeroq, brecq or a .toml file")] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="what the file is for: tensorrt, qnn, openvino, ... (docs/targets.md); a plan, and proven rules"),
+    ] = None,
     input_shape: Shape = None,
     mean: Mean = None,
     std: Std = None,
@@ -95,6 +99,7 @@ def quantize(
             recipe=recipe,
             bits=bits,
             plan=plan,
+            target=target,
             budget=budget,
             settings=chosen,
             **input_options(input_shape, mean, std, pixels, layout, channels, outputs),

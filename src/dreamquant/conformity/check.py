@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 
@@ -32,6 +33,10 @@ class Conformity:
     def conforms(self) -> bool:
         """Whether no rule is broken."""
         return not self.findings
+
+    def summary(self) -> dict[str, Any]:
+        """Everything, ready for JSON."""
+        return {**asdict(self), "counts": dict(self.counts), "conforms": self.conforms}
 
     def sentence(self) -> str:
         """What may be said of a file that was proven in ONNX Runtime and conforms."""

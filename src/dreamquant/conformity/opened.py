@@ -21,9 +21,11 @@ FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorPr
 
 @dataclass(frozen=True)
 class FileGrid:
-    """The grid that a QuantizeLinear or DequantizeLinear says; `kind` is the type of its integers, int8, uint4."""
+    """The grid that a QuantizeLinear or DequantizeLinear says, and its `place` in words; `kind` is the type of its integers,
+    int8, uint4."""
 
     node: onnx.NodeProto
+    place: str
     scale: Array
     zero_point: Array
     kind: str
@@ -141,7 +143,15 @@ class QuantizedFile:
             return None
         zero = self.value(point)
         zero_point = np.zeros(scale.shape) if zero is None else zero.astype(np.float64)
-        return FileGrid(node, scale.astype(np.float64), zero_point, kind, int(attributes(node).get("axis", 1)))
+        behind = "" if maker is None else f" behind {called(maker)}"
+        return FileGrid(
+            node,
+            called(node) + (behind or f" of {node.input[0]}"),
+            scale.astype(np.float64),
+            zero_point,
+            kind,
+            int(attributes(node).get("axis", 1)),
+        )
 
     def grid(self, name: str) -> FileGrid | None:
         """The grid that a value comes from; None where it is float."""

@@ -91,7 +91,7 @@ def types(file: QuantizedFile, plan: Plan) -> Found:
     allowed = {f"{'' if signed else 'u'}int{_held(bits, 8)}" for bits in target.activation_bits}
     for grid in (*file.activations(), *file.constants()):
         if grid.kind not in allowed:
-            yield called(grid.node), f"is of {grid.kind}, activations are of {_listed(allowed)}"
+            yield grid.place, f"is of {grid.kind}, activations are of {_listed(allowed)}"
     signs = ("",) if plan.weight_symmetric else ("", "u")
     allowed = {f"{sign}int{_held(bits, 4)}" for bits in target.weight_bits for sign in signs}
     for layer in file.layers:
@@ -106,7 +106,7 @@ def zero_points(file: QuantizedFile, plan: Plan) -> Found:
         middle = (least + largest + 1) // 2
         allowed = {"free": None, "none": (0,), "middle": (middle,), "ends": (least, middle)}[plan.activation_zero_point]
         if allowed is not None and not np.isin(grid.zero_point, allowed).all():
-            yield called(grid.node), f"has the zero point {_number(grid.zero_point)}, not {' or '.join(map(str, allowed))}"
+            yield grid.place, f"has the zero point {_number(grid.zero_point)}, not {' or '.join(map(str, allowed))}"
     for layer in file.layers:
         if plan.weight_symmetric and layer.grid is not None and layer.grid.zero_point.any():
             yield called(layer.node), f"has weights with the zero point {_number(layer.grid.zero_point)}, not 0"
@@ -130,18 +130,18 @@ def scales(file: QuantizedFile, plan: Plan) -> Found:
     if plan.scales == "power_of_two":
         for grid in file.grids.values():
             if grid.node.op_type == DEQUANTIZE and not all(is_power_of_two(scale) for scale in grid.scale.reshape(-1).tolist()):
-                yield called(grid.node), f"has the scale {_number(grid.scale)}, which is no power of two"
+                yield grid.place, f"has the scale {_number(grid.scale)}, which is no power of two"
     for grid in file.activations() if plan.minimum_range else ():
         whole = grid.scale * (grid.limits[1] - grid.limits[0])
         if (whole < plan.minimum_range * (1 - CLOSE)).any():
-            yield called(grid.node), f"spans {_number(whole)}, the least is {plan.minimum_range:g}"
+            yield grid.place, f"spans {_number(whole)}, the least is {plan.minimum_range:g}"
 
 
 def granularity(file: QuantizedFile, plan: Plan) -> Found:
     """Activations have one scale, weights one or one for each output channel, where the target has those."""
     for grid in file.activations():
         if grid.scale.size > 1:
-            yield called(grid.node), f"has {grid.scale.size} scales, activations have one"
+            yield grid.place, f"has {grid.scale.size} scales, activations have one"
     for layer in file.layers:
         if layer.grid is None or layer.grid.scale.size == 1:
             continue
@@ -217,7 +217,7 @@ def _on_inputs(file: QuantizedFile) -> Found:
         if grid.node.op_type != DEQUANTIZE or name not in file.computed:
             continue
         if name in file.outputs:
-            yield called(grid.node), f"gives the output {name}, which nothing computes in integers"
+            yield grid.place, f"gives the output {name}, which nothing computes in integers"
         for node in file.consumers.get(name, []):
             if node.op_type not in READ_INTEGERS:
                 yield called(node), "reads a DequantizeLinear, and runs in float"

@@ -44,6 +44,7 @@ from dreamquant.quantization.student import QuantizedTensor, Student, prepare, q
 from dreamquant.quantization.weights import weight_grids
 
 INT8_OPSET = 13
+WHOLE_OPSET = 20  # from which on functions of several steps, as GELU, are one operator, with no tensors inside
 OPSETS_OF = {4: 21, 8: INT8_OPSET, 16: 21, 32: INT8_OPSET}  # from which on Q/DQ know integers of so many bits
 Names = dict[str, str]  # node of the student's graph -> value of the ONNX model
 
@@ -154,6 +155,8 @@ def _float_model(student: Student, opset: int) -> tuple[onnx.ModelProto, tuple[s
     proto, outputs = network.source.proto, network.source.ends
     if proto is None:
         graph = _without_quantizers(graph)
+        if student.plan.placement == "every_tensor":
+            opset = max(opset, WHOLE_OPSET)
         proto = emit_network(network, graph, opset=max(opset, min(newest_opset(network), OPSETS[-1])))
         outputs = tuple(output.name for output in proto.graph.output)
         if network.source.tail is not None:

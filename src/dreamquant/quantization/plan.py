@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -108,6 +108,32 @@ class Target(BaseModel):
     rules: list[Rule] = list(get_args(Rule))  # that it holds a file to, as the plan has them
 
 
+# fields of a plan that are what its target asks for, and cannot be changed
+ASKED = (
+    "placement",
+    "quantize_image",
+    "activation_sign",
+    "activation_zero_point",
+    "minimum_range",
+    "scales",
+    "ties",
+    "fixed",
+    "per_tensor",
+    "weight_symmetric",
+    "weight_narrow",
+    "weight_levels",
+    "channel_bits",
+    "saturation_free",
+    "bias",
+    "float_below_channels",
+    "target",
+)
+WIDTH_FIELDS = {
+    "weight_bits": ("first_weight_bits", "last_weight_bits"),
+    "activation_bits": ("image_bits", "second_input_bits", "last_input_bits", "elementwise_bits"),
+}
+
+
 class Plan(BaseModel):
     """What is quantized, and how. Fields left out of a plan's file take the defaults given here."""
 
@@ -202,8 +228,33 @@ def target_names() -> list[str]:
 
 
 def load_plan(name: str, /, **changes: object) -> Plan:
-    """A plan by its name or from a TOML file, with some fields changed; `OptionError` names what is not known."""
-    return _plan(name, _read(name) | changes)
+    """A plan by its name or from a TOML file, with some fields changed.
+
+    `OptionError` names what is not known, and what the plan's target does not let be changed.
+    """
+    fields = _read(name)
+    _check_changes(_plan(name, fields), changes)
+    return _plan(name, fields | changes)
+
+
+def _check_changes(plan: Plan, changes: dict[str, Any]) -> None:
+    refused = forbidden(plan, changes)
+    if refused:
+        raise OptionError(f"plan {plan.name}: {', '.join(refused)} cannot be changed, the target asks for what there is")
+
+
+def forbidden(plan: Plan, changes: Mapping[str, Any]) -> list[str]:
+    """Those of a plan's fields that may not be changed so, as its target asks for another value; none where it has no target."""
+    if plan.target is None:
+        return []
+    found = [name for name in changes if name in ASKED and changes[name] != getattr(plan, name)]
+    for known, names in WIDTH_FIELDS.items():
+        found += [name for name in names if changes.get(name) not in (None, getattr(plan, name), *getattr(plan.target, known))]
+    if plan.placement == "every_tensor":
+        found += [
+            name for name in ("spare", "float_tensors", "merge_activations") if changes.get(name) not in (None, "none", [], False)
+        ]
+    return found
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -248,7 +299,8 @@ def keep_in_float(plan: Plan, tensors: Iterable[str]) -> Plan:
 
 
 def change_plan(plan: Plan, /, **changes: object) -> Plan:
-    """A plan with some fields changed; `OptionError` names what is not known."""
+    """A plan with some fields changed; `OptionError` names what is not known, and what its target does not let be changed."""
+    _check_changes(plan, changes)
     return _plan(plan.name, plan.model_dump() | changes)
 
 

@@ -1,19 +1,50 @@
-"""Linear layers whose bias the file adds by an operator of its own: where every tensor has a grid, so has the product."""
+"""Operations that a file has in several operators: where every tensor has a grid, so have those in between."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import onnx
 from torch import fx
 
 from dreamquant.network.graph import Network, aten
 from dreamquant.network.notes import Notes, notes, set_notes, shape_of
-from dreamquant.network.operators import LINEARS, bias_node, data_nodes, is_call
+from dreamquant.network.operators import LINEARS, argument, bias_node, data_nodes, is_call
 
 
-def separate_biases(network: Network) -> None:
+def separate(network: Network) -> None:
+    """Take such operations apart, in place: biases that are added to products, x sigmoid(x), means over pixels."""
+    _separate_biases(network)
+    if network.source.proto is None:  # else the file has told
+        for node in data_nodes(network.graph.graph):
+            if is_call(node, {aten.silu.default}):
+                gate = _before(node, aten.sigmoid.default, (argument(node, 0),), shape_of(node))
+                node.target, node.args = aten.mul.Tensor, (argument(node, 0), gate)
+            elif is_call(node, {aten.mean.dim}) and _drops_pixels(node):
+                axes, shape = list(range(2, len(shape_of(argument(node, 0))))), shape_of(node)
+                pooled = _before(node, aten.mean.dim, (argument(node, 0), axes, True), (*shape, *(1 for _ in axes)))
+                node.target, node.args, node.kwargs = aten.squeeze.dims, (pooled, axes), {}
+    network.graph.recompile()
+
+
+def _before(node: fx.Node, target: Any, arguments: tuple[Any, ...], shape: tuple[int, ...]) -> fx.Node:
+    """A new node that computes what another is to read."""
+    with node.graph.inserting_before(node):
+        made = node.graph.call_function(target, arguments, name=f"{node.name}_inner")
+    set_notes(made, Notes(shape, notes(node).dtype))
+    return made
+
+
+def _drops_pixels(node: fx.Node) -> bool:
+    """Whether a mean is over all pixels of images (N, C, ...), and drops their axes."""
+    rank, axes = len(shape_of(argument(node, 0))), node.args[1] if len(node.args) > 1 else None
+    pixels = isinstance(axes, Sequence) and sorted(axis % rank for axis in axes if isinstance(axis, int)) == list(range(2, rank))
+    return rank > 2 and pixels and len(shape_of(node)) == 2
+
+
+def _separate_biases(network: Network) -> None:
     """Make a linear layer and its bias a product and a sum, in place, where the file has them so or will."""
     graph, proto = network.graph.graph, network.source.proto
     makers = None if proto is None else {name: node for node in proto.graph.node for name in node.output}
@@ -32,7 +63,6 @@ def separate_biases(network: Network) -> None:
         set_notes(layer, replace(product, normal=None))
         if notes(bias).gained is not None:
             set_notes(bias, replace(notes(bias), gained=total.name))
-    network.graph.recompile()
 
 
 def _product(layer: fx.Node, bias: Notes, makers: Mapping[str, onnx.NodeProto] | None) -> Notes | None:

@@ -29,6 +29,7 @@ from dreamquant.network.operators import (
     data_inputs,
     data_nodes,
     is_call,
+    unquantized,
 )
 from dreamquant.network.padding import merged_padding
 from dreamquant.network.pairs import groups_of
@@ -234,7 +235,7 @@ def too_small(layer: fx.Node, channels: int) -> bool:
     on the other side, or in the first layer; in groups, output channels in multiples of 8 under a kernel of 3 or more (NVIDIA
     ModelOpt, `find_nodes_from_convs_to_exclude`)."""
     weight = shape_of(layer.args[1])
-    transposed, first = layer.target in TRANSPOSED, is_input(argument(layer, 0))
+    transposed, first = layer.target in TRANSPOSED, is_input(unquantized(argument(layer, 0)))
     return few_channels(weight, groups_of(layer), channels, transposed=transposed, first=first)
 
 

@@ -18,7 +18,7 @@ from dreamquant.network.operators import WEIGHTED, argument, bias_node, data_nod
 from dreamquant.quantization.codebook import Codebook
 from dreamquant.quantization.grid import FakeQuantize, Grid
 from dreamquant.quantization.plan import LARGEST_BITS, Bits, Plan, change_plan
-from dreamquant.quantization.separate import separate_biases
+from dreamquant.quantization.separate import separate
 from dreamquant.quantization.sites import activation_sites, constant_sites, stays_float, weighted_nodes, worthwhile
 from dreamquant.quantization.walk import quantizer_of
 
@@ -147,7 +147,7 @@ def transformed(network: Network, plan: Plan, bits: Bits) -> Network:
         options = method.check_options(plan.transform_options.get(name, {}))
         network = method.function(network, bits=bits.weights, **options)
     if plan.placement == "every_tensor":
-        separate_biases(network)
+        separate(network)
     return network
 
 
