@@ -9,8 +9,8 @@ from pathlib import Path
 
 from onnx import helper
 
-from dreamquant.devices import CPU
 from dreamquant.conformity import Conformity, require
+from dreamquant.devices import CPU
 from dreamquant.errors import OptionError, OutputError
 from dreamquant.exporters.qdq import to_onnx
 from dreamquant.exporters.verify import Verification, verify

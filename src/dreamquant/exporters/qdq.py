@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx
 
 from dreamquant.conformity import require
+from dreamquant.devices import CPU
 from dreamquant.errors import UnsupportedOperator
 from dreamquant.exporters.codebooks import comes_of, float_results, looked_up
 from dreamquant.exporters.float_layers import float_layers
@@ -115,7 +116,7 @@ def check_writable(network: Network, plan: Plan, bits: str) -> None:
         if notes(node).kind == "activation":
             _check_named(unquantized(node.all_input_nodes[0]), names)
     if plan.target is not None:
-        require(to_onnx(_draft(network, plan, bits)).proto, plan)
+        require(to_onnx(_draft(network.to(CPU), plan, bits)).proto, plan)
 
 
 def _draft(network: Network, plan: Plan, bits: str) -> Student:
@@ -124,7 +125,7 @@ def _draft(network: Network, plan: Plan, bits: str) -> Student:
     weight_grids(student, widths)
     ends = torch.tensor([-1.0]), torch.tensor([1.0])
     for name, nodes in deciders.items():
-        found = fixed_grid(nodes, plan, widths[name]) or activation_form(plan, widths[name]).grid(*ends)
+        found = fixed_grid(nodes, plan, widths[name], CPU) or activation_form(plan, widths[name]).grid(*ends)
         set_grids(student, {name: found})
     rebase_biases(student)
     return student

@@ -47,7 +47,7 @@ def grid_finder(student: Student, widths: dict[str, int], deciders: Deciders, im
         felt = effects(student.network, {node for nodes in deciders.values() for node in nodes}, images)
 
     def find(name: str, values: Values) -> Grid:
-        fixed = fixed_grid(deciders[name], plan, widths[name])
+        fixed = fixed_grid(deciders[name], plan, widths[name], student.network.device)
         if fixed is not None:
             return fixed
         whole_form = activation_form(plan, widths[name])

@@ -40,7 +40,7 @@ def grids_from_batchnorm(student: Student, widths: dict[str, int], deciders: dic
         )
     grids = {}
     for name, decisive in deciders.items():
-        fixed = fixed_grid(decisive, plan, widths[name])
+        fixed = fixed_grid(decisive, plan, widths[name], student.network.device)
         if fixed is not None:
             grids[name] = fixed
             continue

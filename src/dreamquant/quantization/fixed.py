@@ -36,12 +36,12 @@ def shared_form(deciders: tuple[fx.Node, ...], plan: Plan, bits: int) -> Fixed |
     return found[0] if len(same) == 1 else None
 
 
-def fixed_grid(deciders: tuple[fx.Node, ...], plan: Plan, bits: int) -> Grid | None:
+def fixed_grid(deciders: tuple[fx.Node, ...], plan: Plan, bits: int, device: torch.device) -> Grid | None:
     """The grid that `shared_form` says."""
     found = shared_form(deciders, plan, bits)
     if found is None:
         return None
-    scale = torch.tensor([1 / found.steps], dtype=torch.float32)
+    scale = torch.tensor([1 / found.steps], dtype=torch.float32, device=device)
     limits = integer_limits(bits, signed=activation_form(plan, bits).signed)
     return Grid(scale, torch.full_like(scale, float(found.zero_point)), *limits)
 
