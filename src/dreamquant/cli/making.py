@@ -35,6 +35,7 @@ from dreamquant.devices import AUTO
 from dreamquant.flow import run, telling
 from dreamquant.methods import find_method
 from dreamquant.network.load import load
+from dreamquant.quantization.plan import target_names
 from dreamquant.report import check_report, write_report
 from dreamquant.storage import FORMATS, check_pixels, check_samples_path, write_samples
 from dreamquant.terminal import announce, console, print_json, print_result, progress_bars
@@ -48,7 +49,7 @@ def quantize(
     plan: Annotated[str | None, typer.Option(help="what is quantized: deploy, zeroq, brecq or a .toml file")] = None,
     target: Annotated[
         str | None,
-        typer.Option(help="what the file is for: tensorrt, qnn, openvino, ... (docs/targets.md); a plan, and proven rules"),
+        typer.Option(help=f"what the file is for, whose rules it keeps (docs/targets.md): {', '.join(target_names())}"),
     ] = None,
     input_shape: Shape = None,
     mean: Mean = None,
