@@ -20,6 +20,7 @@ from dreamquant.network.pairs import groups_of
 from dreamquant.quantization.channel_bits import channel_bits, grid_of_channels
 from dreamquant.quantization.codebook import Codebook
 from dreamquant.quantization.forms import activation_form, weight_axis, weight_form
+from dreamquant.quantization.plan import LARGEST_BITS
 from dreamquant.quantization.student import Student, quantizer_nodes
 from dreamquant.quantization.walk import keep_float, quantizer_of
 
@@ -57,7 +58,7 @@ def weight_grids(student: Student, widths: dict[str, int]) -> None:
             continue
         low, high = method.function(rows, bits=bits, symmetric=plan.weight_symmetric, **options)
         grid = weight_form(plan, bits).grid(low, high, rows, axis=axis)
-        if plan.saturation_free and grid.qmin < 0 and not is_depthwise(layer):
+        if plan.saturation_free and grid.qmin < 0 and bits <= LARGEST_BITS and not is_depthwise(layer):
             grid = replace(grid, scale=torch.maximum(grid.scale, saturation_free_scale(weight, axis)))
         quantizer_of(graph, node).grid = grid
 
