@@ -12,7 +12,8 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from dreamquant.conformity import RULES, Finding, conformity
+from dreamquant.conformity import RULES, Finding, check, conformity
+from dreamquant.errors import ModelError
 from dreamquant.quantization.plan import Plan, Rule, Target, load_plan, target_names
 
 
@@ -274,6 +275,16 @@ def test_a_constant_in_float_is_told_beside_integers() -> None:
 def test_every_rule_has_a_case() -> None:
     assert {case[1] for case in CASES} | {"static_shapes"} == set(RULES)
     assert all(set(load_plan(name).target.rules) <= set(RULES) for name in target_names())  # type: ignore[union-attr]
+
+
+def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
+    built = Built()
+    del built.node("x_q").input[1:]
+    onnx.save(built.proto(), tmp_path / "file.onnx")
+
+    with pytest.raises(ModelError, match="cannot be checked") as caught:
+        check(tmp_path / "file.onnx", "qnn")
+    assert "\n" not in str(caught.value)
 
 
 class Reader:
