@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -81,11 +81,29 @@ def called(node: onnx.NodeProto) -> str:
     return f"{node.op_type} {node.name or node.output[0]}"
 
 
+def _without_identities(nodes: Iterable[onnx.NodeProto]) -> tuple[list[onnx.NodeProto], dict[str, str]]:
+    """The nodes but for identities, which every runtime leaves out, and the values that these give other names."""
+    same: dict[str, str] = {}
+    kept = []
+    for node in nodes:
+        if node.op_type == "Identity":
+            same[node.output[0]] = same.get(node.input[0], node.input[0])
+            continue
+        if any(name in same for name in node.input):
+            given = [same.get(name, name) for name in node.input]
+            own, node = node, onnx.NodeProto()
+            node.CopyFrom(own)
+            node.input[:] = given
+        kept.append(node)
+    return kept, same
+
+
 class QuantizedFile:
     """An ONNX model, and what of it is stored, what is on a grid, and who reads it."""
 
     def __init__(self, proto: onnx.ModelProto) -> None:
-        self.proto, self.nodes = proto, list(proto.graph.node)
+        self.proto = proto
+        self.nodes, same = _without_identities(proto.graph.node)
         self.producers = {name: node for node in self.nodes for name in node.output}
         self.consumers: dict[str, list[onnx.NodeProto]] = {}
         for node in self.nodes:
@@ -95,7 +113,7 @@ class QuantizedFile:
         for node in self.nodes:
             if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
                 self._tensors[node.output[0]] = helper.get_attribute_value(node.attribute[0])
-        self.outputs = {output.name for output in proto.graph.output}
+        self.outputs = {same.get(output.name, output.name) for output in proto.graph.output}
         self.inputs = [value for value in proto.graph.input if value.name not in self._tensors]
         self.computed = self._computed()
         self._types = self._known_types()
