@@ -14,14 +14,16 @@ import typer
 
 import dreamquant.synthesis
 from dreamquant.cli import app
+from dreamquant.conformity import RULES
 from dreamquant.methods import FAMILIES, find_method, method_names
 from dreamquant.network.graph import Network
-from dreamquant.quantization.plan import load_plan, plan_names
+from dreamquant.quantization.plan import WIDTHS, load_plan, plan_names, target_names
 from dreamquant.recipe import load_recipe, recipe_names
 from dreamquant.synthesis import needs_batchnorm
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
+TARGETS = (ROOT / "docs" / "targets.md").read_text()
 METHODS = (ROOT / "docs" / "methods.md").read_text()
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "examples/digits/README.md", *(ROOT / "docs").rglob("*.md"))
@@ -53,11 +55,46 @@ def test_lines_say_what_methods_do(family: str) -> None:
 
 def test_every_recipe_and_plan_has_its_line() -> None:
     assert list(rows("recipes")) == recipe_names()
-    assert list(rows("plans")) == plan_names()
+    assert list(rows("plans")) == [name for name in plan_names() if name not in target_names()]
     for name, (text, _) in rows("recipes").items():
         recipe = load_recipe(name)
         assert f"plan `{recipe.quantization.plan}`" in text
     assert all(load_plan(name).summary for name in plan_names())
+
+
+def target_row(name: str) -> list[str]:
+    """What docs/targets.md says of a target, column by column, read off its plan."""
+    plan = load_plan(name)
+    target = plan.target
+    assert target is not None
+    sign = "int" if plan.activation_sign == "signed" or plan.activation_zero_point == "none" else "uint"
+    widths = (
+        "any" if list(target.activation_bits) == list(WIDTHS) else " or ".join(f"{sign}{bits}" for bits in target.activation_bits)
+    )
+    activations = [f"{sign}8" if widths == "any" else widths, f"zero point {plan.activation_zero_point}"]
+    activations += [f"range {plan.minimum_range:.4g} or more"] if plan.minimum_range else []
+    weights = ["any" if list(target.weight_bits) == list(WIDTHS) else " or ".join(f"int{bits}" for bits in target.weight_bits)]
+    weights += ["narrow"] if plan.weight_narrow else []
+    weights += [f"per tensor: {', '.join(plan.per_tensor)}"] if plan.per_tensor else ["per channel"]
+    weights += ["no overflow in 16 bits"] if plan.saturation_free else []
+    more = ["scales 2^n"] if plan.scales == "power_of_two" else []
+    more += [f"{one.operator} 1/{one.steps:g}, {one.zero_point}" for one in plan.fixed]
+    more += [f"float below {plan.float_below_channels} channels"] if plan.float_below_channels else []
+    more += ["shapes fixed"] if target.static_shapes else []
+    placement = {"integer": "between integer layers", "inputs": "inputs alone", "every_tensor": "every tensor"}[plan.placement]
+    shared = ", ".join(plan.ties)
+    return [target.runtime, "; ".join(activations), "; ".join(weights), plan.bias, placement, shared, "; ".join(more) or "-"]
+
+
+def test_every_target_has_its_line() -> None:
+    lines = [
+        line for line in TARGETS.partition("\n## The rules\n")[2].partition("\n## ")[0].splitlines() if line.startswith("| `")
+    ]
+    told = {first.strip(" `"): [cell.strip() for cell in rest] for first, *rest in (line.strip("|").split("|") for line in lines)}
+    assert told == {name: target_row(name) for name in target_names()}
+    assert all(f"`{rule}`" in TARGETS for rule in RULES)
+    sources = {plan.target.source for plan in map(load_plan, target_names()) if plan.target is not None}
+    assert all(source in TARGETS for source in sources)
 
 
 def commands(text: str) -> list[list[str]]:

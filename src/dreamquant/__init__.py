@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from dreamquant import _threads  # noqa: F401  (first: it must run before torch is imported)
 from dreamquant.assess.compare import Comparison, compare
 from dreamquant.assess.labelled import LabelledImages, load_labelled
+from dreamquant.conformity import Conformity, check
 from dreamquant.errors import DreamQuantError
 from dreamquant.exporters.export import Artifact, export
 from dreamquant.flow import Result, run
@@ -36,12 +37,14 @@ __all__ = [
     "Artifact",
     "CalibrationReader",
     "Comparison",
+    "Conformity",
     "DreamQuantError",
     "LabelledImages",
     "Network",
     "Result",
     "Samples",
     "Student",
+    "check",
     "compare",
     "export",
     "load",

@@ -92,6 +92,7 @@ class Result:
             "input": asdict(self.network.space) | {"sentence": self.network.space.sentence()},
             "remarks": list(self.network.remarks),
             "verification": asdict(self.artifact.verification),
+            "target": None if self.artifact.conformity is None else self.artifact.conformity.summary(),
             "agreement": asdict(self.assessment.agreement) | {"interval": self.assessment.agreement.interval},
             "outputs": [asdict(output) for output in self.network.outputs],
             "latency": asdict(self.assessment.latency),
@@ -135,6 +136,7 @@ def run(
     recipe: str = "auto",
     bits: str | None = None,
     plan: str | None = None,
+    target: str | None = None,
     budget: str = "standard",
     settings: Iterable[str] = (),
     images: str | os.PathLike[str] | None = None,
@@ -151,7 +153,8 @@ def run(
     """Quantize `model` without data into the file `output`, prove the file, and say how far to trust it.
 
     `loading` (`input_shape`, `mean`, `std`, `pixels`, `layout`, `channels`, `force`, `trust`, `outputs`, `device`) is as in
-    `load`. `settings` are `stage.option=value`. Where there are `images` that may be used, a folder, .zip or .npz, they
+    `load`. `target` is a runtime's or a device's plan, in place of the recipe's: the file keeps its rules, or is not written.
+    `settings` are `stage.option=value`. Where there are `images` that may be used, a folder, .zip or .npz, they
     calibrate in place of the recipe's, or with `mix` beside them, and some of them are held out to measure on; `resize` is as
     in `LabelledImages.batches`. With `run_dir`, samples and reconstructed units are kept there and a run with the same recipe
     and seed goes on from them. With `fastest`, a file that is no faster than float leaves in float what makes it faster;
@@ -168,8 +171,10 @@ def run(
     network = load(model, **loading)
     check_fed(network)
     device, home = device_name(network.device), network.to(CPU)
-    chosen = resolve(known, *_kind(network), budget=budget, bits=bits, plan=plan, settings=settings)
+    chosen = resolve(known, *_kind(network), budget=budget, bits=bits, plan=plan, target=target, settings=settings)
     whole, width = chosen.quantization.resolved(), parse_bits(chosen.quantization.bits)
+    if fastest and whole.target is not None and not whole.target.proven:
+        raise OptionError(f"what is fastest is found out in ONNX Runtime, which says nothing of {whole.name}: leave fastest out")
     check_layers(network, whole)
     check_writable(network, whole, chosen.quantization.bits)
     stage = chosen.synthesis
@@ -298,6 +303,8 @@ def _intention(recipe: Recipe, seconds: float, on_cpu: bool) -> str:
         steps.append(f"reconstruction by {recipe.reconstruction.method}")
     if recipe.training is not None:
         steps.append(f"training by {recipe.training.method}")
+    if recipe.left_out:
+        steps.append(f"without {', '.join(recipe.left_out)}, which {quantization.plan} does not let it change")
     why = f" ({recipe.because})" if recipe.because else ""
     return f"recipe {recipe.name}{why}: {', '.join(steps)}; about {seconds:.0f} {'CPU ' if on_cpu else ''}seconds"
 

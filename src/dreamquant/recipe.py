@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dreamquant import shelf
 from dreamquant.errors import OptionError, unknown
 from dreamquant.methods import BUDGETS, convert, find_method
-from dreamquant.quantization.plan import CHOSEN, Plan, load_plan, parse_bits
+from dreamquant.quantization.plan import CHOSEN, Plan, check_bits, forbidden, load_plan, load_target, parse_bits
 from dreamquant.synthesis import WIDENED
 
 Budget = Literal["quick", "standard", "paper"]
@@ -122,6 +122,7 @@ class Recipe(BaseModel):
     paper: str = ""
     protocol: str = ""
     because: str = ""
+    left_out: list[str] | None = None  # of the plan's fields, what the target does not let the recipe change
     published: list[dict[str, Any]] = Field(default_factory=list)
     synthesis: Synthesis
     allocation: Allocation = Allocation()
@@ -156,18 +157,28 @@ def resolve(
     budget: str = "standard",
     bits: str | None = None,
     plan: str | None = None,
+    target: str | None = None,
     settings: Iterable[str] = (),
 ) -> Recipe:
     """The recipe as it will be run: the variant that fits, the budget's and the user's settings applied, every option known.
 
     `has_batchnorm`, `photographs` (`Network.sees_photographs`), `large` and `classes` say what network it is for, as the
-    fields of `Variant` do; `settings` are `stage.option=value`, with the stages `synthesis`, `allocation`, `quantization`,
-    `reconstruction` and `training`. Raises `OptionError` for whatever is not known or impossible, before any work is done.
+    fields of `Variant` do. `target` names the plan of a target: it takes the place of the recipe's own, gives the bits where
+    none are asked for, and is changed as the recipe changes its own, but for what the target asks for. `settings` are
+    `stage.option=value`, with the stages `synthesis`, `allocation`, `quantization`, `reconstruction` and `training`. Raises
+    `OptionError` for whatever is not known or impossible, before any work is done.
     """
     if budget not in BUDGETS:
         raise OptionError(unknown("budget", budget, BUDGETS))
+    if plan is not None and target is not None:
+        raise OptionError(f"the plan is {plan} and the target {target}: a target is a plan, name one of them")
     settings = list(settings)
     quantization = recipe.quantization.model_dump()
+    own = recipe.quantization.plan
+    if target is not None:
+        asked = load_target(target)
+        own = plan = target
+        bits = bits or (asked.target.bits if asked.target is not None else None)
     quantization.update({name: value for name, value in (("bits", bits), ("plan", plan)) if value is not None})
     named = ("quantization.bits=", "quantization.plan=")  # these decide on the variant; all others change what it says
     _apply([setting for setting in settings if setting.startswith(named)], {"quantization": quantization})
@@ -175,8 +186,11 @@ def resolve(
     fewest = min(width.weights, width.activations)
     facts = has_batchnorm, photographs, large, classes
     variant = next((one for one in recipe.variants if one.fits(fewest, *facts)), None)
-    if variant and quantization["plan"] == recipe.quantization.plan:
+    if variant and quantization["plan"] == own:
         quantization.update(variant.quantization)
+    left_out = [] if target is None else forbidden(load_plan(target), quantization)
+    for name in left_out:
+        del quantization[name]
     stages = {
         "synthesis": ((variant and variant.synthesis) or recipe.synthesis).model_dump(),
         "allocation": ((variant and variant.allocation) or recipe.allocation).model_dump(),
@@ -192,8 +206,9 @@ def resolve(
         raise OptionError(f"training.{next(iter(training))} is set for no method: set training.method too")
     try:
         resolved = Recipe(
-            **recipe.model_dump(exclude={*stages, "variants", "because", "budget"}),
+            **recipe.model_dump(exclude={*stages, "variants", "because", "budget", "left_out"}),
             because=variant.because if variant else recipe.because,
+            left_out=left_out or None,
             synthesis=Synthesis(**_checked("synthesis", stages["synthesis"], budget, **_counts(stages["synthesis"]))),
             allocation=Allocation(**_checked("allocation", stages["allocation"], budget)),
             quantization=Quantization(**stages["quantization"]),
@@ -202,9 +217,20 @@ def resolve(
         )
     except ValidationError as error:
         raise shelf.complaint(f"recipe {recipe.name}", error, Recipe.model_fields) from None
-    parse_bits(resolved.quantization.bits)
-    _check_methods(resolved.quantization.resolved())
+    whole = resolved.quantization.resolved()
+    check_bits(whole, parse_bits(resolved.quantization.bits))
+    _check_methods(whole)
+    _check_learning(resolved, whole)
     return resolved
+
+
+def _check_learning(recipe: Recipe, plan: Plan) -> None:
+    """`OptionError` where what is learnt would leave the grids that a target asks for."""
+    if plan.target is not None and recipe.training is not None:
+        raise OptionError(f"{recipe.training.method} trains grids, which {plan.name} asks to be as they are: take another recipe")
+    if plan.scales == "power_of_two" and recipe.reconstruction.method != "nearest":
+        method = recipe.reconstruction.method
+        raise OptionError(f"{method} learns scales, which are powers of two in {plan.name}: set reconstruction.method=nearest")
 
 
 def _apply(settings: Iterable[str], stages: dict[str, dict[str, Any]]) -> None:

@@ -17,6 +17,7 @@ from dreamquant.assess.contents import Contents
 from dreamquant.assess.dreams import DreamMeasures
 from dreamquant.assess.evaluate import Evaluation, Judgement
 from dreamquant.assess.inspection import Inspection
+from dreamquant.conformity import Conformity
 from dreamquant.flow import Result
 from dreamquant.methods import FAMILIES, find_method, method_names
 from dreamquant.recipe import Recipe
@@ -63,6 +64,19 @@ def progress_bars(hidden: bool) -> Iterator[Any]:
         yield show
 
 
+def print_conformity(found: Conformity, file: Path) -> None:
+    table = Table(Column(), Column(overflow="fold"), box=None, show_header=False)
+    for rule, count in found.counts.items():
+        table.add_row(rule, "kept" if not count else f"broken {count:,} times" if count > 1 else "broken")
+        for finding in found.findings:
+            if finding.rule == rule:
+                table.add_row("", f"{finding.node} {finding.text}")
+    screen = console()
+    screen.print(table)
+    kept = "keeps all rules" if found.conforms else "does not keep the rules"
+    screen.print(f"{file} {kept} of {found.target} ({found.runtime})", soft_wrap=True)
+
+
 def print_result(result: Result, report: Path | None = None) -> None:
     assessment, proof = result.assessment, result.artifact.verification
     chosen = result.recipe
@@ -82,6 +96,8 @@ def print_result(result: Result, report: Path | None = None) -> None:
     )
     table.add_row("", str(proof.steps))
     table.add_row("", f"all {proof.stored:,} tensors that it stores are the student's, read back")
+    if result.artifact.conformity is not None:
+        table.add_row("target", result.artifact.conformity.sentence())
     agreement = assessment.agreement
     for place, (output, told) in enumerate(zip(result.network.outputs, agreement.outputs, strict=True)):
         table.add_row("answers" if place == 0 else "", str(output))

@@ -65,7 +65,7 @@ def test_the_file_computes_what_the_student_does(
     "changes",
     [
         {"weight_granularity": "tensor"},
-        {"weight_symmetric": False, "integer_bias": False},
+        {"weight_symmetric": False, "bias": "float"},
         {"quantize_image": False},
         {"merge_activations": True},
         {"bias_correction": "none"},
@@ -85,7 +85,7 @@ def test_changes_of_a_plan_reach_the_file(network: Network, calibration: Samples
 
 @pytest.mark.parametrize("bits", ["W8A8", "W5A4"])  # with 4-bit weights, opset 21, ONNX Runtime cannot load the file
 def test_symmetric_activations_reach_the_file(network: Network, calibration: Samples, bits: str) -> None:
-    student = quantize(network, calibration, bits=bits, activation_symmetric=True)
+    student = quantize(network, calibration, bits=bits, activation_zero_point="none")
     spread = student(calibration.images).std().item()
 
     assert largest_difference(student, calibration.images, optimize=False) < 1e-4 * spread
@@ -113,7 +113,7 @@ def quantized_weights(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
 def test_four_bits_are_stored_two_to_a_byte(
     network: Network, calibration: Samples, symmetric: bool, four: str, eight: str
 ) -> None:
-    student = quantize(network, calibration, bits="W4A8", weight_symmetric=symmetric, integer_bias=False)
+    student = quantize(network, calibration, bits="W4A8", weight_symmetric=symmetric, bias="float")
     proto = to_onnx(student).proto
     kinds = Counter(TensorProto.DataType.Name(tensor.data_type) for tensor in quantized_weights(proto))
 

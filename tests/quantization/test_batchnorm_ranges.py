@@ -102,10 +102,10 @@ def mean_errors(student: Student, images: Tensor) -> dict[str, float]:
     return found
 
 
-@pytest.mark.parametrize("integer_bias", [True, False])
-def test_the_mean_error_of_rounded_weights_goes(chain: Network, images: Callable[..., Tensor], integer_bias: bool) -> None:
+@pytest.mark.parametrize("bias", ["int32", "float"])
+def test_the_mean_error_of_rounded_weights_goes(chain: Network, images: Callable[..., Tensor], bias: str) -> None:
     samples, x = Samples(images(8, SHAPE)), images(200, SHAPE, seed=4)
-    form = {"bits": "W3A8", "weight_granularity": "tensor", "last_weight_bits": 3, "integer_bias": integer_bias}
+    form = {"bits": "W3A8", "weight_granularity": "tensor", "last_weight_bits": 3, "bias": bias}
     plain, corrected = (
         mean_errors(quantize(chain, samples, bias_correction=on, **form), x)  # type: ignore[arg-type]
         for on in ("none", "batchnorm")

@@ -284,7 +284,7 @@ def test_samples_that_do_not_fit_are_refused(residual: Network, shape: tuple[int
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"bits": "W16A8"}, "16 bits for weights"),
+        ({"bits": "W12A8"}, "12 bits for weights"),
         ({"plan": "depoly"}, "did you mean 'deploy'"),
         ({"weight_ranges": "mze"}, "unknown ranges method 'mze'; did you mean 'mse'"),
         ({"activation_ranges": "percentile", "activation_options": {"percnt": 99}}, "did you mean 'percent'"),

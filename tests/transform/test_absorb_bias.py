@@ -166,7 +166,7 @@ def test_the_file_of_a_network_with_high_biases(
     high: Callable[..., Network], images: Callable[..., Tensor], tmp_path: Path, bias: bool
 ) -> None:
     samples = Samples(images(16, SHAPE))
-    form = {"placement": "layer_inputs", "quantize_image": False, "integer_bias": False, "last_input_bits": None}
+    form = {"placement": "layer_inputs", "quantize_image": False, "bias": "float", "last_input_bits": None}
     plain, absorbed = (
         quantize(high(nn.ReLU(), nn.Conv2d(6, 4, 3, bias=bias)), samples, bits="W8A4", transforms=transforms, **form)  # type: ignore[arg-type]
         for transforms in ([], ["absorb_bias"])

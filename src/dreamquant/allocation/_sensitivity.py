@@ -25,9 +25,10 @@ from dreamquant.network.operators import data_inputs
 from dreamquant.network.scores import float_answers
 from dreamquant.quantization.codebook import Codebook
 from dreamquant.quantization.grid import Grid
+from dreamquant.quantization.moves import is_passthrough
 from dreamquant.quantization.plan import Plan, change_plan, load_plan, parse_bits
 from dreamquant.quantization.quantize import quantize
-from dreamquant.quantization.sites import is_passthrough, weighted_nodes
+from dreamquant.quantization.sites import weighted_nodes
 from dreamquant.quantization.student import Student, prepare, quantizer_nodes, weight_quantizer
 from dreamquant.quantization.walk import CHUNK, quantizer_named, with_grids
 from dreamquant.samples import Samples

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import typer
 
 from dreamquant.cli.arguments import limited
+from dreamquant.cli.checking import check
 from dreamquant.cli.making import quantize, synthesize
 from dreamquant.cli.measuring import compare, dreams, evaluate
 from dreamquant.cli.showing import inspect, methods, recipes
@@ -28,7 +29,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _command in (quantize, synthesize, evaluate, dreams, inspect, compare):
+for _command in (quantize, synthesize, evaluate, dreams, inspect, compare, check):
     app.command()(limited(_command))
 app.command()(recipes)
 app.command()(methods)

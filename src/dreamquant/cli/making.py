@@ -35,6 +35,7 @@ from dreamquant.devices import AUTO
 from dreamquant.flow import run, telling
 from dreamquant.methods import find_method
 from dreamquant.network.load import load
+from dreamquant.quantization.plan import target_names
 from dreamquant.report import check_report, write_report
 from dreamquant.storage import FORMATS, check_pixels, check_samples_path, write_samples
 from dreamquant.terminal import announce, console, print_json, print_result, progress_bars
@@ -46,6 +47,10 @@ def quantize(
     recipe: Annotated[str, typer.Option(help="a recipe's name (see `recipes`) or a .toml file")] = "auto",
     bits: Annotated[str | None, typer.Option(help="bits of weights and activations: W8A8, W4A4, ...")] = None,
     plan: Annotated[str | None, typer.Option(help="what is quantized: deploy, zeroq, brecq or a .toml file")] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help=f"what the file is for, whose rules it keeps (docs/targets.md): {', '.join(target_names())}"),
+    ] = None,
     input_shape: Shape = None,
     mean: Mean = None,
     std: Std = None,
@@ -95,6 +100,7 @@ def quantize(
             recipe=recipe,
             bits=bits,
             plan=plan,
+            target=target,
             budget=budget,
             settings=chosen,
             **input_options(input_shape, mean, std, pixels, layout, channels, outputs),

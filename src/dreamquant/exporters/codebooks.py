@@ -20,7 +20,7 @@ from dreamquant.exporters.packing import array, packed
 from dreamquant.exporters.surgery import Surgery
 from dreamquant.network.operators import WEIGHTED, argument, bias_node, is_call
 from dreamquant.quantization.codebook import Codebook
-from dreamquant.quantization.sites import unmoved
+from dreamquant.quantization.moves import unmoved
 from dreamquant.quantization.student import Student
 
 CONTAINER = 8  # bits that activations are stored in

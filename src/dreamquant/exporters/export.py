@@ -9,6 +9,7 @@ from pathlib import Path
 
 from onnx import helper
 
+from dreamquant.conformity import Conformity, require
 from dreamquant.devices import CPU
 from dreamquant.errors import OptionError, OutputError
 from dreamquant.exporters.qdq import to_onnx
@@ -28,7 +29,7 @@ class Artifact:
 
     `outputs` are the values in the file that the student gives: the file's outputs or, of those behind what is left of a file
     where sizes depend on values, what that reads. `values`: what the file calls the nodes of the student's
-    graph.
+    graph. `conformity`: what the rules of the plan's target say, None for a plan of no target.
     """
 
     path: Path
@@ -36,6 +37,7 @@ class Artifact:
     verification: Verification
     outputs: tuple[str, ...] = ()
     values: Mapping[str, str] = field(default_factory=dict)
+    conformity: Conformity | None = None
 
 
 @plain_torch()
@@ -46,7 +48,8 @@ def export(
     those it came with.
 
     Raises `OptionError` for another suffix, `OutputError` when the file cannot be written, `UnsupportedOperator` for what the
-    format cannot say, `VerificationError` when the file does not do what was measured; `path` is then as it was.
+    format cannot say or the plan's target refuses, `VerificationError` when the file does not do what was measured; `path` is
+    then as it was.
     """
     path = Path(path)
     check_format(path)
@@ -61,13 +64,16 @@ def export(
         **output_properties(network.outputs),
         **(metadata or {}),
     }
+    if student.plan.target is not None:
+        properties["dreamquant.target"] = f"{student.plan.name} ({student.plan.target.runtime})"
     helper.set_model_props(proto, properties)
     if proto.ByteSize() > LARGEST_PROTO:
         raise OutputError(f"cannot write {path}: the model takes {proto.ByteSize() / 1e9:.1f} GB and one ONNX file holds 2 GB")
+    conformity = None if student.plan.target is None else require(proto, student.plan)
     with atomic_path(path) as temporary:
         temporary.write_bytes(proto.SerializeToString())
         verification = verify(student, temporary, network.space.snapped(samples.images), integers, stored, outputs)
-    return Artifact(path, path.stat().st_size, verification, outputs, names)
+    return Artifact(path, path.stat().st_size, verification, outputs, names, conformity)
 
 
 def check_format(path: Path) -> None:

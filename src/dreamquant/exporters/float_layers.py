@@ -11,7 +11,8 @@ from torch import fx
 from dreamquant.network.notes import notes
 from dreamquant.network.operators import CONVOLUTIONS, TRANSPOSED, WEIGHTED, argument, is_call
 from dreamquant.quantization.grid import Grid
-from dreamquant.quantization.sites import merged_result, unmoved
+from dreamquant.quantization.moves import unmoved
+from dreamquant.quantization.sites import merged_result
 from dreamquant.quantization.student import Student, weight_quantizer
 
 

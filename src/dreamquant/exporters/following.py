@@ -18,7 +18,7 @@ from dreamquant.network.graph import aten, outputs_of, tensor_of
 from dreamquant.network.interpreter import Values, compute, interpret
 from dreamquant.network.operators import CLIPPING, SOFTMAX, WEIGHTED, data_inputs, is_call
 from dreamquant.quantization.grid import Grid
-from dreamquant.quantization.sites import is_passthrough
+from dreamquant.quantization.moves import is_passthrough
 from dreamquant.quantization.walk import quantizer_of
 
 Integers = Mapping[fx.Node, NDArray[Any]]

@@ -11,9 +11,9 @@ from torch import Tensor
 
 
 def packed(values: Tensor, *, bits: int, signed: bool) -> TensorProto:
-    """Whole numbers as an integer tensor of 8 bits, or of 4, two to a byte, the first in the lower half."""
-    if bits == 8:
-        return numpy_helper.from_array(array(values).astype(np.int8 if signed else np.uint8))
+    """Whole numbers as an integer tensor of 16 or 8 bits, or of 4, two to a byte, the first in the lower half."""
+    if bits > 4:
+        return numpy_helper.from_array(array(values).astype(f"{'int' if signed else 'uint'}{bits}"))
     nibbles = array(values).astype(np.int8).view(np.uint8).flatten() & 0xF
     low, high = nibbles[::2], np.pad(nibbles[1::2], (0, nibbles.size % 2))
     kind = TensorProto.INT4 if signed else TensorProto.UINT4

@@ -1,8 +1,8 @@
 """Student -> ONNX with QuantizeLinear / DequantizeLinear around every quantized tensor.
 
 A network that came from an ONNX file goes out as the same graph; any other is first emitted as a float graph. Weights and
-biases are stored as integers, weights in the smallest type that ONNX has: 4 bits (opset 21) or 8. Weights on a codebook are
-looked up in a table (see `codebooks`). Activations are always in 8 bits, as ONNX Runtime refuses a Clip before a 4-bit
+biases are stored as integers, weights in the smallest type that ONNX has: 4 bits, 8 or 16 (opset 21 but for 8). Weights on a
+codebook are looked up in a table (see `codebooks`). Activations are in 8 bits or 16: ONNX Runtime refuses a Clip before a 4-bit
 QuantizeLinear; narrower grids are cut off by Max and Min. (By a Clip ONNX Runtime would take the layer before it for an integer
 one, and round its float bias to the coarse grid of few bits.) A Max also stands behind layers of float weights and of codebooks,
 where it changes nothing: without it ONNX Runtime would round these to 8 bits, with one scale for all channels.
@@ -17,25 +17,36 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 import torch
-from onnx import numpy_helper
 from torch import Tensor, fx
 
+from dreamquant.conformity import require
+from dreamquant.devices import CPU
 from dreamquant.errors import UnsupportedOperator
 from dreamquant.exporters.codebooks import comes_of, float_results, looked_up
 from dreamquant.exporters.float_layers import float_layers
 from dreamquant.exporters.onnx_emit import OPSETS, emit_network, newest_opset
 from dreamquant.exporters.packing import array, packed
 from dreamquant.exporters.pads import merge_pads, pad_integers
+from dreamquant.exporters.scalars import quantize_scalars
+from dreamquant.exporters.static import with_fixed_shapes
 from dreamquant.exporters.surgery import Surgery, with_tail
 from dreamquant.network.graph import Network, tensor_of
-from dreamquant.network.notes import notes
+from dreamquant.network.notes import Kind, notes
 from dreamquant.network.onnx_import.standard import lifted, opset_of
+from dreamquant.network.operators import WEIGHTED, data_inputs, is_call, unquantized
+from dreamquant.quantization.activations import set_grids
+from dreamquant.quantization.biases import rebase_biases
 from dreamquant.quantization.codebook import Codebook
+from dreamquant.quantization.fixed import fixed_grid
+from dreamquant.quantization.forms import activation_form
 from dreamquant.quantization.grid import Grid, integer_limits
-from dreamquant.quantization.plan import Plan, parse_bits
+from dreamquant.quantization.plan import LARGEST_BITS, Plan, change_plan, parse_bits
 from dreamquant.quantization.student import QuantizedTensor, Student, prepare, quantizer_nodes
+from dreamquant.quantization.weights import weight_grids
 
-INT8_OPSET, INT4_OPSET = 13, 21
+INT8_OPSET = 13
+WHOLE_OPSET = 20  # from which on functions of several steps, as GELU, are one operator, with no tensors inside
+OPSETS_OF = {4: 21, 8: INT8_OPSET, 16: 21, 32: INT8_OPSET}  # from which on Q/DQ know integers of so many bits
 Names = dict[str, str]  # node of the student's graph -> value of the ONNX model
 
 
@@ -64,7 +75,7 @@ class OnnxStudent(NamedTuple):
 def to_onnx(student: Student) -> OnnxStudent:
     """The student as an ONNX model; raises `UnsupportedOperator` for what ONNX cannot say."""
     tensors = student.tensors()
-    opset = INT4_OPSET if any(_container_bits(tensor) == 4 for tensor in tensors) else INT8_OPSET
+    opset = max([INT8_OPSET, *(OPSETS_OF[_container_bits(tensor)] for tensor in tensors)])
     proto, outputs, names, transposed = _float_model(student, opset)
     surgery = Surgery(proto)
     surgery.require_opset(opset)
@@ -85,22 +96,39 @@ def to_onnx(student: Student) -> OnnxStudent:
     for tensor in tensors:
         if tensor.quantizer.name in integers:
             pad_integers(surgery, tensor, integers[tensor.quantizer.name])
+    if student.plan.placement == "every_tensor":
+        quantize_scalars(surgery, activation_form(student.plan, student.bits.activations))
     proto = surgery.finish()
     return OnnxStudent(proto, integers, stored | _left_as_they_are(student, proto, names, transposed), outputs, names)
 
 
 def check_writable(network: Network, plan: Plan, bits: str) -> None:
-    """`UnsupportedOperator` where the student of a network could not be written, which is told before any work is done."""
+    """`UnsupportedOperator` where the student of a network could not be written, or would break a rule of the plan's target;
+    told before any work is done."""
     student, widths, _ = prepare(network, plan, parse_bits(bits))
     quantizers = quantizer_nodes(student.network.graph.graph)
-    few = any(notes(node).kind == "weight" and widths[str(node.target)] <= 4 for node in quantizers)
-    opset = INT4_OPSET if few else INT8_OPSET
+    kinds = [(notes(node).kind, widths.get(str(node.target), LARGEST_BITS)) for node in quantizers]
+    opset = max([INT8_OPSET, *(OPSETS_OF[_container(kind, bits)] for kind, bits in kinds)])
     proto, _, names, _ = _float_model(student, opset)
     if opset_of(proto) < opset:
         lifted(proto, opset, "the ONNX model")
     for node in quantizers:
         if notes(node).kind == "activation":
-            _check_named(node.all_input_nodes[0], names)
+            _check_named(unquantized(node.all_input_nodes[0]), names)
+    if plan.target is not None:
+        require(to_onnx(_draft(network.to(CPU), plan, bits)).proto, plan)
+
+
+def _draft(network: Network, plan: Plan, bits: str) -> Student:
+    """A student in its last form, but for the ranges of activations: all are from -1 to 1."""
+    student, widths, deciders = prepare(network, change_plan(plan, weight_ranges="minmax", weight_options={}), parse_bits(bits))
+    weight_grids(student, widths)
+    ends = torch.tensor([-1.0]), torch.tensor([1.0])
+    for name, nodes in deciders.items():
+        found = fixed_grid(nodes, plan, widths[name], CPU) or activation_form(plan, widths[name]).grid(*ends)
+        set_grids(student, {name: found})
+    rebase_biases(student)
+    return student
 
 
 def _check_named(node: fx.Node, names: Names) -> None:
@@ -128,10 +156,17 @@ def _float_model(student: Student, opset: int) -> tuple[onnx.ModelProto, tuple[s
     proto, outputs = network.source.proto, network.source.ends
     if proto is None:
         graph = _without_quantizers(graph)
+        if student.plan.placement == "every_tensor":
+            opset = max(opset, WHOLE_OPSET)
         proto = emit_network(network, graph, opset=max(opset, min(newest_opset(network), OPSETS[-1])))
         outputs = tuple(output.name for output in proto.graph.output)
         if network.source.tail is not None:
             proto = with_tail(proto, network.source.tail, dict(zip(network.source.ends, outputs, strict=True)))
+    target = student.plan.target
+    if target is not None and target.static_shapes:
+        channels, height, width = network.input_shape
+        image = (height, width, channels) if network.space.layout == "NHWC" else (channels, height, width)
+        proto = with_fixed_shapes(proto, (network.batch or 1, *image), network.space.layout)
     nodes = graph.graph.nodes
     names = {node.name: origin for node in nodes if (origin := notes(node).origin) is not None}
     return proto, outputs, names, {node.name for node in nodes if notes(node).transposed}
@@ -164,6 +199,7 @@ def _update_constants(surgery: Surgery, student: Student, names: Names, transpos
     if student.network.source.proto is None:
         return  # emitted from the student itself
     graph = student.network.graph
+    layers = {node.name: node for node in graph.graph.nodes}
     for node in graph.graph.nodes:
         if node.op != "get_attr":
             continue
@@ -173,19 +209,22 @@ def _update_constants(surgery: Surgery, student: Student, names: Names, transpos
         elif node.name not in names and (gained := notes(node).gained) is not None:
             result = names[gained]
             names[node.name] = surgery.constant(f"{result}_bias", array(value))
-            _add_bias(surgery, result, names[node.name])
+            product = _add_bias(surgery, result, names[node.name])
+            if not is_call(layers[gained], WEIGHTED):  # a sum that the student has apart from its layer
+                names[unquantized(data_inputs(layers[gained])[0]).name] = product
 
 
-def _add_bias(surgery: Surgery, result: str, bias: str) -> None:
-    """Let the layer that computes `result`, and had no bias, add one."""
+def _add_bias(surgery: Surgery, result: str, bias: str) -> str:
+    """Let the layer that computes `result`, and had no bias, add one. Returns what it computes before."""
     layer = surgery.producer(result)
     assert layer is not None
     if layer.op_type == "MatMul":
         product = surgery.fresh(f"{result}_product")
         surgery.rename_output(result, product)
         surgery.insert("Add", [product, bias], result, after=product)
-    else:
-        layer.input[2:] = [bias]
+        return product
+    layer.input[2:] = [bias]
+    return result
 
 
 def _quantize_activation(
@@ -209,11 +248,13 @@ def _quantize_activation(
     scale, zero_point = constants[shared]
     if tensor.node.name in sources:
         (source, guarded), result = sources[tensor.node.name], surgery.fresh("dequantized")
-        readers = [surgery.producer(names[user.name]) for user in tensor.quantizer.users]
-        surgery.rewire(value, result, [reader for reader in readers if reader is not None])
+        surgery.rewire(value, result, [_node(surgery, user, names) for user in tensor.quantizer.users])
     else:
         guarded = comes_of(surgery, value, floats)
-        if surgery.producer(value) is None:  # an input of the graph keeps its name; its readers are moved
+        if any(notes(user).kind is None for user in tensor.node.users):  # others read the tensor as it is
+            source, result = value, surgery.fresh("dequantized")
+            surgery.rewire(value, result, [_node(surgery, user, names) for user in tensor.quantizer.users])
+        elif surgery.producer(value) is None:  # an input of the graph keeps its name; its readers are moved
             source, result = value, surgery.fresh("dequantized")
             surgery.rewire(value, result)
         else:
@@ -227,6 +268,7 @@ def _quantize_activation(
             cut = surgery.fresh(op_type.lower())
             surgery.insert(op_type, [source, surgery.constant(f"{cut}_end", end)], cut, after=source)
             source = cut
+    names[tensor.quantizer.name] = result
     integers = surgery.fresh("integers")
     surgery.insert("QuantizeLinear", [source, scale, zero_point], integers, after=source)
     surgery.insert("DequantizeLinear", [integers, scale, zero_point], result, after=integers)
@@ -250,7 +292,8 @@ def _constant(
     name = names[tensor.node.name]
     readers = surgery.consumers(name)
     if tensor.kind == "bias":
-        readers = [node for node in readers if node is _layer(surgery, tensor, names)]
+        layer = _node(surgery, next(iter(tensor.quantizer.users)), names)
+        readers = [node for node in readers if node is layer]
     if not readers:
         return None
     value = tensor_of(student.network.graph, tensor.node)
@@ -275,11 +318,9 @@ def _dequantized(surgery: Surgery, name: str, tensor: QuantizedTensor, value: Te
     axis = grid.axis
     if transposed:
         integers, axis = integers.t(), None if axis is None else 1 - axis
-    if tensor.kind == "bias":
-        stored = numpy_helper.from_array(array(integers).astype(np.int32))
-        points = []  # always 0, which needs no saying
-    else:
-        stored = _integers(integers, tensor)
+    stored = _integers(integers, tensor)
+    points = []
+    if tensor.kind != "bias":  # whose zero point is always 0, which needs no saying
         points = [surgery.constant("zero", _integers(_shape(grid.zero_point, axis), tensor))]
     integers_name = surgery.constant(f"{name}_q", stored)
     scales = surgery.constant("scale", array(_shape(grid.scale, axis)))
@@ -289,12 +330,13 @@ def _dequantized(surgery: Surgery, name: str, tensor: QuantizedTensor, value: Te
     return result
 
 
-def _layer(surgery: Surgery, tensor: QuantizedTensor, names: Names) -> onnx.NodeProto | None:
-    """The node of the model that computes what the layer of a bias does, and maybe more; its output is not quantized yet."""
-    layer = next(iter(tensor.quantizer.users))
-    while layer.name not in names:  # the file's node has a step behind it
-        layer = next(iter(layer.users))
-    return surgery.producer(names[layer.name])
+def _node(surgery: Surgery, reader: fx.Node, names: Names) -> onnx.NodeProto:
+    """The node of the model that computes what a node of the student does, and maybe more; its output is not quantized yet."""
+    while reader.name not in names:  # the file's node has a step behind it
+        reader = next(iter(reader.users))
+    found = surgery.producer(names[reader.name])
+    assert found is not None
+    return found
 
 
 def _scale_and_zero_point(surgery: Surgery, tensor: QuantizedTensor) -> tuple[str, str]:
@@ -320,9 +362,12 @@ def _shape(values: Tensor, axis: int | None) -> Tensor:
 
 def _container_bits(tensor: QuantizedTensor) -> int:
     """The bits of the ONNX integer type that holds a tensor's integers."""
-    if tensor.kind == "bias":
-        return 32
-    return 4 if tensor.kind == "weight" and tensor.grid.bits <= 4 else 8
+    return _container(tensor.kind, tensor.grid.bits)
+
+
+def _container(kind: Kind | None, bits: int) -> int:
+    few = 4 if kind == "weight" else 8
+    return next(held for held in (few, 8, 16, 32) if bits <= held)
 
 
 def _integers(values: Tensor, tensor: QuantizedTensor) -> onnx.TensorProto:

@@ -7,16 +7,16 @@ as it stands, and all have to be the student's to the bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
 from torch import fx
 
 from dreamquant.errors import VerificationError
+from dreamquant.exporters.constants import REFUSED, stored_values
 from dreamquant.exporters.packing import array
 from dreamquant.exporters.qdq import Stored
 from dreamquant.network.graph import tensor_of
@@ -24,7 +24,6 @@ from dreamquant.network.notes import notes
 from dreamquant.quantization.grid import Grid
 from dreamquant.quantization.student import Student
 from dreamquant.quantization.walk import quantizer_of
-from dreamquant.runtime import computed
 
 Array = NDArray[Any]
 ULP = 2.0**-22  # of a bias: an int32 has more digits than a float32, and the last are rounded on either way
@@ -35,7 +34,7 @@ def read_back(student: Student, proto: onnx.ModelProto, integers: Mapping[str, s
 
     `integers` and `stored` as `to_onnx` gives them.
     """
-    values = _constants(proto, {place.value for place in stored.values()})
+    values = stored_values(proto, {place.value for place in stored.values()})
     nodes = {node.name: node for node in student.network.graph.graph.nodes}
     for name, place in stored.items():
         node = nodes[name]
@@ -60,40 +59,15 @@ def _called(node: fx.Node) -> str:
 
 def _compare(what: str, expected: Array, found: Array, allowed: float = 0.0) -> None:
     if expected.shape != found.shape:
-        raise VerificationError(f"{_REFUSED}: its {what} is {found.shape}, the student's {expected.shape}")
+        raise VerificationError(f"{REFUSED}: its {what} is {found.shape}, the student's {expected.shape}")
     one, other = expected.astype(np.float64), found.astype(np.float64)
     apart = ~((one == other) | (np.abs(one - other) <= allowed * np.abs(one)))
     if apart.any():
         largest = np.abs(one - other)[apart].max()
         raise VerificationError(
-            f"{_REFUSED}: {int(apart.sum()):,} of the {one.size:,} values of its {what} are not the student's, the furthest"
+            f"{REFUSED}: {int(apart.sum()):,} of the {one.size:,} values of its {what} are not the student's, the furthest"
             f" {largest:.3g} off"
         )
-
-
-_REFUSED = "the exported file does not do what was measured"
-
-
-def _constants(proto: onnx.ModelProto, names: Iterable[str]) -> dict[str, Array]:
-    """Values of these names, computed from nothing but what the file stores."""
-    stored = {tensor.name: tensor for tensor in proto.graph.initializer}
-    others = sorted(set(names) - set(stored))
-    wanted = set(others)
-    nodes: list[onnx.NodeProto] = []
-    for node in reversed(proto.graph.node):
-        if wanted.intersection(node.output):
-            nodes.insert(0, node)
-            wanted.update(node.input)
-    strange = wanted.intersection(value.name for value in proto.graph.input) - set(stored)
-    if strange:
-        raise VerificationError(f"{_REFUSED}: its weights are computed from {', '.join(sorted(strange))}")
-    found = {name: numpy_helper.to_array(stored[name]) for name in names if name in stored}
-    if others:
-        outputs = [helper.make_value_info(name, onnx.TypeProto()) for name in others]
-        graph = helper.make_graph(nodes, "stored", [], outputs, [stored[name] for name in sorted(wanted & set(stored))])
-        model = helper.make_model(graph, opset_imports=proto.opset_import, ir_version=proto.ir_version)
-        found |= computed(model.SerializeToString())
-    return found
 
 
 def _grids(student: Student, proto: onnx.ModelProto, integers: Mapping[str, str]) -> int:
@@ -111,14 +85,14 @@ def _grids(student: Student, proto: onnx.ModelProto, integers: Mapping[str, str]
         elif node.op_type == "Pad" and node.output[0] in grids:
             stated.append((node.output[0], "zero point", node.input[2]))
             made.add(node.output[0])
-    values = _constants(proto, {value for _, _, value in stated})
+    values = stored_values(proto, {value for _, _, value in stated})
     for integer, number, value in stated:
         name, grid = grids[integer]
         assert isinstance(grid, Grid)
         expected = grid.scale if number == "scale" else grid.zero_point
         _compare(f"{number} of {name}", array(expected.reshape(())), values[value])
     if made != set(grids):
-        raise VerificationError(f"{_REFUSED}: of {len(integers)} quantized tensors some are not quantized in it")
+        raise VerificationError(f"{REFUSED}: of {len(integers)} quantized tensors some are not quantized in it")
     return len(stated)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import Argument
 
-Kind = Literal["activation", "weight", "bias"]
+Kind = Literal["activation", "weight", "bias", "constant"]
 
 _KEY = "dreamquant"
 

@@ -16,7 +16,9 @@ from dreamquant.network.interpreter import compute, interpret
 from dreamquant.network.live import at_once
 from dreamquant.quantization.batchnorm import grids_from_batchnorm
 from dreamquant.quantization.effect import Effect, effects, narrowed, together
-from dreamquant.quantization.grid import Grid, grid_of_range
+from dreamquant.quantization.fixed import fixed_grid
+from dreamquant.quantization.forms import activation_form
+from dreamquant.quantization.grid import Grid
 from dreamquant.quantization.histogram import Tally, Values
 from dreamquant.quantization.sites import score_nodes
 from dreamquant.quantization.student import Student
@@ -45,7 +47,11 @@ def grid_finder(student: Student, widths: dict[str, int], deciders: Deciders, im
         felt = effects(student.network, {node for nodes in deciders.values() for node in nodes}, images)
 
     def find(name: str, values: Values) -> Grid:
-        form: dict[str, Any] = {"bits": widths[name], "symmetric": plan.activation_symmetric}
+        fixed = fixed_grid(deciders[name], plan, widths[name], student.network.device)
+        if fixed is not None:
+            return fixed
+        whole_form = activation_form(plan, widths[name])
+        form: dict[str, Any] = {"bits": widths[name], "symmetric": whole_form.symmetric(values.ends[0])}
         whole = plan.keep_scores and any(node in scores for node in deciders[name])
         low, high = values.ends if whole else own.get(name, by_default)(values, **form)
         function = functions[name]
@@ -54,7 +60,7 @@ def grid_finder(student: Student, widths: dict[str, int], deciders: Deciders, im
         heard = [felt[node] for node in deciders[name] if node in felt]
         if plan.effect_limit is not None and heard and not whole:
             low, high = narrowed(low, high, together(heard), plan.effect_limit, **form)
-        return grid_of_range(low, high, **form)
+        return whole_form.grid(low, high, None if whole else values)
 
     return find
 

@@ -13,7 +13,9 @@ from dreamquant.network.edit import set_tensor
 from dreamquant.network.graph import tensor_of
 from dreamquant.network.notes import notes
 from dreamquant.network.operators import LINEARS, bias_node, data_inputs, data_nodes, unquantized
-from dreamquant.quantization.grid import Grid, grid_of_range
+from dreamquant.quantization.fixed import fixed_grid
+from dreamquant.quantization.forms import activation_form
+from dreamquant.quantization.grid import Grid
 from dreamquant.quantization.student import Student, quantizer_nodes
 from dreamquant.quantization.through import following_function, narrow
 from dreamquant.quantization.walk import keep_float, quantizer_of
@@ -38,13 +40,18 @@ def grids_from_batchnorm(student: Student, widths: dict[str, int], deciders: dic
         )
     grids = {}
     for name, decisive in deciders.items():
-        form: dict[str, Any] = {"bits": widths[name], "symmetric": plan.activation_symmetric}
+        fixed = fixed_grid(decisive, plan, widths[name], student.network.device)
+        if fixed is not None:
+            grids[name] = fixed
+            continue
         low = torch.stack([known[node].low.min() for node in decisive]).min().reshape(1).float()
         high = torch.stack([known[node].high.max() for node in decisive]).max().reshape(1).float()
+        whole_form = activation_form(plan, widths[name])
+        form: dict[str, Any] = {"bits": widths[name], "symmetric": whole_form.symmetric(low)}
         function = following_function(decisive) if plan.placement == "integer" else None
         if function is not None:
             low, high = narrow(known[decisive[0]].typical().float().reshape(1, -1), low, high, function, **form)
-        grids[name] = grid_of_range(low, high, **form)
+        grids[name] = whole_form.grid(low, high)
     return grids
 
 

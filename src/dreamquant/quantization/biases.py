@@ -10,8 +10,9 @@ from dreamquant.network.graph import tensor_of
 from dreamquant.network.notes import notes
 from dreamquant.network.operators import WEIGHTED, argument, bias_node, data_inputs, is_call, unquantized
 from dreamquant.quantization.batchnorm import correct_biases
+from dreamquant.quantization.forms import power_above, weight_form
 from dreamquant.quantization.grid import Grid
-from dreamquant.quantization.sites import is_passthrough
+from dreamquant.quantization.moves import is_passthrough
 from dreamquant.quantization.student import Student, quantizer_nodes
 from dreamquant.quantization.walk import float_tensor, keep_float, quantizer_of, walk_by_layers
 
@@ -26,8 +27,7 @@ def settle_biases(student: Student, images: Tensor) -> None:
     """
     plan, graph = student.plan, student.network.graph
     restore_biases(student)
-    if plan.integer_bias:
-        rebase_biases(student)
+    rebase_biases(student)
     if plan.bias_correction == "none":
         return
     if plan.bias_correction == "batchnorm":
@@ -78,11 +78,18 @@ def restore_biases(student: Student) -> None:
 
 
 def rebase_biases(student: Student) -> None:
-    """int32 biases have the scale input scale x weight scale. Where a bias does not fit, as behind a channel of almost no
-    weight, the weight's scale is raised until it does. A layer whose input is float keeps a float bias."""
-    graph = student.network.graph
+    """Put integer biases on their grids; there are none where the plan leaves biases in float.
+
+    int32 biases have the scale input scale x weight scale. Where a bias does not fit, as behind a channel of almost no
+    weight, the weight's scale is raised until it does. A layer whose input is float keeps a float bias.
+    """
+    graph, plan = student.network.graph, student.plan
     for node in quantizer_nodes(graph.graph):
         if notes(node).kind != "bias":
+            continue
+        if plan.bias == "int8":
+            low, high = tensor_of(graph, node.all_input_nodes[0]).aminmax()
+            quantizer_of(graph, node).grid = weight_form(plan, 8).grid(low, high)
             continue
         layer = next(iter(node.users))
         source, weight_quantizer = argument(layer, 0), quantizer_of(graph, argument(layer, 1))
@@ -95,6 +102,8 @@ def rebase_biases(student: Student) -> None:
         least = bias.abs() / (input_grid.scale * LARGEST_BIAS)
         groups = bias.numel() // grid.scale.numel()  # of a transposed convolution; with one scale for all, all channels
         scale = torch.maximum(grid.scale, least.view(groups, -1).amax(0))
+        if plan.scales == "power_of_two":
+            scale = power_above(scale)
         weight_quantizer.grid = Grid(scale, grid.zero_point, grid.qmin, grid.qmax, grid.axis)
         bias_scale = (input_grid.scale * scale).repeat(groups)
         quantizer_of(graph, node).grid = Grid(bias_scale, torch.zeros_like(bias_scale), -(2**31), 2**31 - 1, 0)

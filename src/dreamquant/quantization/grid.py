@@ -77,14 +77,18 @@ def integer_limits(bits: int, *, signed: bool) -> tuple[int, int]:
     return (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
 
 
-def grid_of_range(low: Tensor, high: Tensor, *, bits: int, symmetric: bool, axis: int | None = None) -> Grid:
+def grid_of_range(
+    low: Tensor, high: Tensor, *, bits: int, symmetric: bool, narrow: bool = False, axis: int | None = None
+) -> Grid:
     """The grid over [low, high], widened to hold 0 exactly.
 
-    `symmetric`: signed integers with zero point 0; the scale is the smallest under which both ends are levels.
+    `symmetric`: signed integers with zero point 0, `narrow` without the least of them; the scale is the smallest under which both
+    ends are levels.
     Otherwise unsigned integers with a zero point. Raises `ModelError` for a range that float32 does not hold.
     """
     low, high = low.float().clamp(max=0.0).reshape(-1), high.float().clamp(min=0.0).reshape(-1)
     qmin, qmax = integer_limits(bits, signed=symmetric)
+    qmin += symmetric and narrow
     if not torch.isfinite(high - low).all():
         ends = f"from {low.min().item():.3g} to {high.max().item():.3g}"
         raise ModelError(f"a tensor of the network ranges {ends}, and float32 has no {bits}-bit grid for it")

@@ -9,7 +9,7 @@ from dreamquant.network.live import check_run
 from dreamquant.plain import plain_torch
 from dreamquant.quantization.calibrate import calibrate
 from dreamquant.quantization.choice import choose
-from dreamquant.quantization.plan import Plan, change_plan, load_plan, parse_bits
+from dreamquant.quantization.plan import Plan, change_plan, check_bits, load_plan, parse_bits
 from dreamquant.quantization.student import Student
 from dreamquant.samples import Samples
 
@@ -24,6 +24,7 @@ def quantize(network: Network, samples: Samples, *, bits: str = "W8A8", plan: st
     """
     plan = load_plan(plan, **changes) if isinstance(plan, str) else change_plan(plan, **changes)
     width = parse_bits(bits)
+    check_bits(plan, width)
     samples.check(network.input_shape)
     check_run(network, len(samples) if plan.observe == "quantized" else network.batch or 1)
     return calibrate(network, samples.images, choose(network, samples, plan, width).plan, width)

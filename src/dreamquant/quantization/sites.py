@@ -7,29 +7,35 @@ they surround has one, and the layer reads its levels and exact zeros.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
 
 from dreamquant.network.graph import aten, is_input
-from dreamquant.network.notes import notes
+from dreamquant.network.notes import notes, shape_of
 from dreamquant.network.operators import (
     CLIPPING,
     CONVOLUTIONS,
     INTEGER_CAPABLE,
     LINEARS,
     PARTIAL,
-    PASSTHROUGH,
     PRODUCTS,
+    TRANSPOSED,
     WEIGHTED,
+    argument,
     data_inputs,
     data_nodes,
     is_call,
+    unquantized,
 )
-from dreamquant.network.padding import PADS, merged_padding, pads_with_zeros
-from dreamquant.quantization.plan import Bits, Plan
+from dreamquant.network.padding import merged_padding
+from dreamquant.network.pairs import groups_of
+from dreamquant.quantization.fixed import fixed_form, shared_form
+from dreamquant.quantization.moves import is_passthrough, moves, unmoved
+from dreamquant.quantization.plan import LARGEST_BITS, Bits, Plan, Tie
 
 ACTIVATION_FUNCTIONS = CLIPPING | {
     aten.leaky_relu.default,
@@ -43,6 +49,28 @@ ACTIVATION_FUNCTIONS = CLIPPING | {
 }
 UNMERGED = ACTIVATION_FUNCTIONS - CLIPPING  # no integer runtime merges these into the convolution before them
 COMPUTE = WEIGHTED | PRODUCTS
+POOLINGS: set[Any] = {
+    aten.max_pool2d.default,
+    aten.adaptive_max_pool2d.default,
+    aten.avg_pool2d.default,
+    aten.adaptive_avg_pool2d.default,
+    aten.mean.dim,
+}
+TIED: dict[Tie, set[Any]] = {
+    "moves": set(),  # see `is_passthrough`
+    "concat": {aten.cat.default},
+    "average": {aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.mean.dim},
+    "resize": {aten.upsample_bilinear2d.vec, aten.upsample_bicubic2d.vec},
+    "elementwise": set(),  # their sides, not what they give
+}
+SIDES: set[Any] = {
+    aten.add.Tensor,
+    aten.sub.Tensor,
+    aten.mul.Tensor,
+    aten.div.Tensor,
+    aten.maximum.default,
+    aten.minimum.default,
+}
 TWO_SIDED = {aten.add.Tensor, aten.mul.Tensor}
 
 
@@ -51,6 +79,7 @@ class Site:
     """An activation to quantize: after `node`, for `users`, on the grid found from the values of `deciders` (often `node` alone).
 
     `name` is the grid's: sites of the same deciders and as many bits share it. It is called after the first of them, `root`.
+    One `behind` another of the same tensor takes what that gives: its readers share a grid, and the plan fixes another.
     """
 
     node: fx.Node
@@ -58,6 +87,7 @@ class Site:
     bits: int
     users: tuple[fx.Node, ...]
     name: str
+    behind: bool = False
 
     @property
     def root(self) -> fx.Node:
@@ -74,7 +104,8 @@ def activation_sites(graph: fx.Graph, plan: Plan, bits: Bits) -> list[Site]:
         wanted -= {node for node in wanted if is_input(unmoved(node))}
     wanted -= {node for node in wanted if merged_padding(node) is not None and data_inputs(node)[0] in wanted}
     ordered = [node for node in nodes if node in wanted]
-    groups = _groups(ordered) if plan.placement == "integer" else {node: (node,) for node in ordered}
+    shared = plan.placement in ("integer", "inputs", "every_tensor")
+    groups = _groups(ordered, plan) if shared else {node: (node,) for node in ordered}
     sources = [(layer, _sources(layer)) for layer in weighted_nodes(graph)]
     width = {node: _bits(node, sources, plan, bits) for node in ordered}
     widest: dict[tuple[fx.Node, ...], int] = {}
@@ -103,7 +134,7 @@ def worthwhile(sites: list[Site], float_tensors: Collection[str]) -> list[Site]:
 
 def _runs_in_integers(node: fx.Node, read: Collection[tuple[fx.Node, fx.Node]], given: Collection[fx.Node]) -> bool:
     """Whether an operation has an integer form, and all that this asks for on grids: (tensor, reader) in `read`, `given`."""
-    if _moves(node) or not (is_call(node, COMPUTE) or _integer_capable(node)):
+    if moves(node) or not (is_call(node, COMPUTE) or _integer_capable(node)):
         return False
     return all(_is_on_grid(source, node, read) for source in data_inputs(node)) and (
         merged_result(node) in given or is_call(node, LINEARS | PRODUCTS)
@@ -115,11 +146,6 @@ def _is_on_grid(source: fx.Node, reader: fx.Node, read: Collection[tuple[fx.Node
     while (source, reader) not in read and is_passthrough(source):
         source, reader = data_inputs(source)[0], source
     return (source, reader) in read
-
-
-def _moves(node: fx.Node) -> bool:
-    """Whether an operation computes nothing: it rearranges a tensor, or joins several."""
-    return is_passthrough(node) or is_call(node, {aten.cat.default})
 
 
 def _maker(node: fx.Node) -> fx.Node:
@@ -136,7 +162,7 @@ def _is_read(site: Site, read: Collection[tuple[fx.Node, fx.Node]], given: Colle
         user = waiting.pop()
         if _runs_in_integers(user, read, given):
             return True
-        waiting += user.users if _moves(user) else ()
+        waiting += user.users if moves(user) else ()
     return False
 
 
@@ -150,10 +176,14 @@ def _sites(node: fx.Node, deciders: tuple[fx.Node, ...], bits: int, plan: Plan, 
 
     One that is not `alone` on its grid holds values that were put there already, or will be, and has no bits to give.
     """
-    wide = tuple(user for user in node.users if _is_elementwise(user)) if alone and (plan.elementwise_bits or 0) > bits else ()
-    rest = tuple(user for user in node.users if user not in wide)
+    users = [user for user in node.users if plan.placement != "inputs" or _reads_integers(user, node, plan)]
+    wide = tuple(user for user in users if _is_elementwise(user)) if alone and (plan.elementwise_bits or 0) > bits else ()
+    rest = tuple(user for user in users if user not in wide)
     name = deciders[0].name
     found = [Site(node, deciders, plan.elementwise_bits or bits, wide, f"{name}_elementwise_grid")] if wide else []
+    if fixed_form(node, plan, bits) is not None and shared_form(deciders, plan, bits) is None:
+        found = [Site(node, (node,), bits, rest, f"{node.name}_fixed_grid")]
+        return [*found, Site(node, deciders, bits, rest, f"{name}_grid", behind=True)]
     return [*found, Site(node, deciders, bits, rest, f"{name}_grid")] if rest or not wide else found
 
 
@@ -191,14 +221,40 @@ def _activation_outputs(nodes: list[fx.Node], plan: Plan) -> set[fx.Node]:  # no
 
 def _computes(node: object, plan: Plan) -> bool:
     """Whether a node is a layer or product that is to run in integers."""
-    return isinstance(node, fx.Node) and is_call(node, COMPUTE) and not plan.layer(node.name).keep_float
+    return isinstance(node, fx.Node) and is_call(node, COMPUTE) and not stays_float(node, plan)
+
+
+def stays_float(layer: fx.Node, plan: Plan) -> bool:
+    """Whether the plan leaves a layer in float: by its name, or as one of too few channels."""
+    return plan.layer(layer.name).keep_float or (is_call(layer, CONVOLUTIONS) and too_small(layer, plan.float_below_channels))
+
+
+def too_small(layer: fx.Node, channels: int) -> bool:
+    """Whether a convolution has too few channels to be faster in integers than in float: fewer than so many, a tile of a tensor
+    core, on one side. Not where they fill half a tile: channels in multiples of 8 under a square kernel, with as many as a tile
+    on the other side, or in the first layer; in groups, output channels in multiples of 8 under a kernel of 3 or more (NVIDIA
+    ModelOpt, `find_nodes_from_convs_to_exclude`)."""
+    weight = shape_of(layer.args[1])
+    transposed, first = layer.target in TRANSPOSED, is_input(unquantized(argument(layer, 0)))
+    return few_channels(weight, groups_of(layer), channels, transposed=transposed, first=first)
+
+
+def few_channels(weight: Sequence[int], groups: int, channels: int, *, transposed: bool, first: bool) -> bool:
+    """The same of a weight of this shape."""
+    given, taken = (weight[1] * groups, weight[0]) if transposed else (weight[0], weight[1] * groups)
+    if min(given, taken) >= channels:
+        return False
+    if groups > 1:
+        return given % 8 > 0 or min(weight[2:]) < 3
+    square = len(set(weight[2:])) == 1
+    return not (square and (given % 8 == 0 or taken % 8 == 0) and (first or max(given, taken) >= channels))
 
 
 def _only_for_float_layers(node: fx.Node, plan: Plan) -> bool:
     """Whether a tensor, or what merely rearranges it, is read by layers that stay in float and by nothing else."""
     users = list(node.users)
     return bool(users) and all(
-        _only_for_float_layers(user, plan) if is_passthrough(user) else plan.layer(user.name).keep_float for user in users
+        _only_for_float_layers(user, plan) if is_passthrough(user) else stays_float(user, plan) for user in users
     )
 
 
@@ -218,6 +274,36 @@ def _rearranges(node: fx.Node, wanted: set[fx.Node]) -> bool:
         if node in wanted:
             return True
     return False
+
+
+def _reads_integers(user: fx.Node, source: fx.Node, plan: Plan) -> bool:
+    """Whether an operation is to read a tensor from a grid where inputs alone are on one: layers, products and poolings are, and
+    sums of two tensors for the side that no layer gives, so that a runtime can add to the layer's own sums."""
+    if _is_residual_add(user):
+        return not is_call(source, WEIGHTED | {aten.batch_norm.default})
+    return _computes(user, plan) or is_call(user, POOLINGS)
+
+
+def _inputs(nodes: list[fx.Node], plan: Plan) -> set[fx.Node]:
+    """What is read so."""
+    return {source for node in nodes for source in data_inputs(node) if _reads_integers(node, source, plan)}
+
+
+def _every_tensor(nodes: list[fx.Node], plan: Plan) -> set[fx.Node]:  # noqa: ARG001
+    """All tensors but those between an operation and the clipping that it is merged with."""
+    return {node for node in nodes if is_input(node) or merged_result(node) is node}
+
+
+def constant_sites(graph: fx.Graph, plan: Plan) -> dict[fx.Node, list[fx.Node]]:
+    """With every tensor the stored ones that meet activations, those of layers with weights and of BatchNorms left out, and what
+    reads them."""
+    found: dict[fx.Node, list[fx.Node]] = {}
+    for node in data_nodes(graph) if plan.placement == "every_tensor" else ():
+        if not is_call(node, WEIGHTED | {aten.batch_norm.default}):
+            for source in node.all_input_nodes:
+                if source.op == "get_attr" and notes(source).dtype == torch.float32:
+                    found.setdefault(source, []).append(node)
+    return found
 
 
 def _integer(nodes: list[fx.Node], plan: Plan) -> set[fx.Node]:
@@ -248,23 +334,9 @@ PLACEMENTS: dict[str, Callable[[list[fx.Node], Plan], set[fx.Node]]] = {
     "integer": _integer,
     "activation_outputs": _activation_outputs,
     "layer_inputs": _layer_inputs,
+    "inputs": _inputs,
+    "every_tensor": _every_tensor,
 }
-
-
-def is_passthrough(node: fx.Node) -> bool:
-    """Whether the node's output holds only values of its one computed input, and zeros."""
-    if not is_call(node, PASSTHROUGH) or len(data_inputs(node)) != 1:
-        return False
-    if node.target is aten.pad.default and len(node.args) > 2 and node.args[2] != "constant":
-        return True
-    return node.target not in PADS or pads_with_zeros(node)
-
-
-def unmoved(node: fx.Node) -> fx.Node:
-    """What a tensor is a mere rearrangement of."""
-    while is_passthrough(node):
-        node = data_inputs(node)[0]
-    return node
 
 
 def _integer_capable(node: fx.Node) -> bool:
@@ -299,9 +371,9 @@ def _only_feeds_unmerged(node: fx.Node) -> bool:
     return bool(functions) and gates and len(functions) + len(products) == len(node.users)
 
 
-def _groups(sites: list[fx.Node]) -> dict[fx.Node, tuple[fx.Node, ...]]:
-    """For each site the nodes whose values decide its grid: sites joined by concatenations and by operations that only pass
-    values on share one."""
+def _groups(sites: list[fx.Node], plan: Plan) -> dict[fx.Node, tuple[fx.Node, ...]]:
+    """For each site the nodes whose values decide its grid: sites that the plan's `ties` join share one."""
+    tied = set().union(*(TIED[tie] for tie in plan.ties))
     parent = {node: node for node in sites}
 
     def find(node: fx.Node) -> fx.Node:
@@ -310,10 +382,14 @@ def _groups(sites: list[fx.Node]) -> dict[fx.Node, tuple[fx.Node, ...]]:
         return node
 
     for node in sites:
-        if is_passthrough(node) or is_call(node, {aten.cat.default}):
+        if ("moves" in plan.ties and is_passthrough(node)) or is_call(node, tied):
             for source in data_inputs(node):
                 if source in parent:
                     parent[find(source)] = find(node)
+    for node in data_nodes(sites[0].graph) if sites and "elementwise" in plan.ties else ():
+        sides = [source for source in data_inputs(node) if source in parent] if is_call(node, SIDES) else []
+        for source in sides[1:]:
+            parent[find(source)] = find(sides[0])
     groups: dict[fx.Node, list[fx.Node]] = {}
     for node in sites:
         groups.setdefault(find(node), []).append(node)
@@ -339,6 +415,8 @@ def _bits(node: fx.Node, sources: list[tuple[fx.Node, set[fx.Node]]], plan: Plan
     widths = [plan.layer(layer.name).input_bits for layer, read in sources if node in read]
     if any(widths):
         return max(width or bits.activations for width in widths)
+    if bits.activations > LARGEST_BITS:  # more than any exception gives
+        return bits.activations
     if is_input(node):
         return plan.image_bits or bits.activations
     if plan.last_input_bits and sources and node in sources[-1][1]:

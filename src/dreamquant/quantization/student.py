@@ -17,8 +17,9 @@ from dreamquant.network.opaque import float_operators
 from dreamquant.network.operators import WEIGHTED, argument, bias_node, data_nodes, is_call
 from dreamquant.quantization.codebook import Codebook
 from dreamquant.quantization.grid import FakeQuantize, Grid
-from dreamquant.quantization.plan import Bits, Plan, change_plan
-from dreamquant.quantization.sites import activation_sites, weighted_nodes, worthwhile
+from dreamquant.quantization.plan import LARGEST_BITS, Bits, Plan, change_plan
+from dreamquant.quantization.separate import separate
+from dreamquant.quantization.sites import activation_sites, constant_sites, stays_float, weighted_nodes, worthwhile
 from dreamquant.quantization.walk import quantizer_of
 
 
@@ -97,20 +98,27 @@ def prepare(network: Network, plan: Plan, bits: Bits) -> tuple[Student, dict[str
     sites = worthwhile(sites, plan.float_tensors)
     widths: dict[str, int] = {}
     deciders: dict[str, tuple[fx.Node, ...]] = {}
+    before: dict[fx.Node, fx.Node] = {}
     for site in sites:
         widths[site.name], deciders[site.name] = site.bits, site.deciders
-        _insert(graph, site.node, site.name, "activation", users=site.users)
+        source = before[site.node] if site.behind else site.node
+        before[site.node] = _insert(graph, source, site.name, "activation", users=site.users)
     for index, layer in enumerate(layers):
-        if plan.layer(layer.name).keep_float:
+        if stays_float(layer, plan):
             continue
-        special = {0: plan.first_weight_bits, len(layers) - 1: plan.last_weight_bits}
+        few = bits.weights <= LARGEST_BITS  # more than any exception gives
+        special = {0: plan.first_weight_bits, len(layers) - 1: plan.last_weight_bits} if few else {}
         weight = argument(layer, 1)
         name = f"{weight.target}_grid"
         widths[name] = max(widths.get(name, 0), plan.layer(layer.name).weight_bits or special.get(index) or bits.weights)
         _insert(graph, weight, name, "weight", users=[layer])
         bias = bias_node(layer)
-        if plan.integer_bias and plan.weight_levels == "uniform" and bias is not None:
+        if plan.bias != "float" and plan.weight_levels == "uniform" and bias is not None:
             _insert(graph, bias, f"{layer.name}_bias_grid", "bias", users=[layer])
+    for constant, users in constant_sites(graph.graph, plan).items():
+        name = f"{constant.target}_constant_grid"
+        widths[name] = bits.activations
+        _insert(graph, constant, name, "constant", users=users)
     graph.graph.lint()
     graph.recompile()
     return Student(network, plan, bits), widths, deciders
@@ -138,10 +146,12 @@ def transformed(network: Network, plan: Plan, bits: Bits) -> Network:
         method = find_method("transform", name)
         options = method.check_options(plan.transform_options.get(name, {}))
         network = method.function(network, bits=bits.weights, **options)
+    if plan.placement == "every_tensor":
+        separate(network)
     return network
 
 
-def _insert(graph: fx.GraphModule, node: fx.Node, name: str, kind: Kind, *, users: Iterable[fx.Node]) -> None:
+def _insert(graph: fx.GraphModule, node: fx.Node, name: str, kind: Kind, *, users: Iterable[fx.Node]) -> fx.Node:
     """Put the quantizer `name` between `node` and `users`."""
     if not hasattr(graph, name):
         graph.add_module(name, FakeQuantize())
@@ -150,3 +160,4 @@ def _insert(graph: fx.GraphModule, node: fx.Node, name: str, kind: Kind, *, user
     set_notes(quantizer, Notes(notes(node).shape, notes(node).dtype, kind=kind))
     for user in users:
         user.replace_input_with(node, quantizer)
+    return quantizer

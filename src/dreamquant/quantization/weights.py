@@ -19,25 +19,34 @@ from dreamquant.network.operators import CONVOLUTIONS, is_call, output_channel_a
 from dreamquant.network.pairs import groups_of
 from dreamquant.quantization.channel_bits import channel_bits, grid_of_channels
 from dreamquant.quantization.codebook import Codebook
-from dreamquant.quantization.grid import grid_of_range
+from dreamquant.quantization.forms import activation_form, weight_axis, weight_form
+from dreamquant.quantization.plan import LARGEST_BITS
 from dreamquant.quantization.student import Student, quantizer_nodes
 from dreamquant.quantization.walk import keep_float, quantizer_of
 
+LARGEST_SUM = 128  # of two weights of one sign that are multiplied by activations up to 255 and summed in 16 bits
+
 
 def weight_grids(student: Student, widths: dict[str, int]) -> None:
-    """Give every weight its levels, as many as `widths` says by its quantizer's name. `OptionError` for unknown options."""
+    """Give every weight, and every constant that meets activations, its levels, as many as `widths` says by its quantizer's name.
+
+    Raises `OptionError` for unknown options.
+    """
     plan, graph = student.plan, student.network.graph
     method = find_method("ranges", plan.weight_ranges)
     options = method.check_options(plan.weight_options)
     codebook = None if plan.weight_levels == "uniform" else find_method("codebooks", plan.weight_levels)
     level_options = {} if codebook is None else codebook.check_options(plan.level_options)
     for node in quantizer_nodes(graph.graph):
+        if notes(node).kind == "constant":
+            values = tensor_of(graph, node.all_input_nodes[0])
+            form = activation_form(plan, widths[str(node.target)])
+            quantizer_of(graph, node).grid = form.grid(*values.aminmax(), values.reshape(1, -1))
         if notes(node).kind != "weight":
             continue
         weight = tensor_of(graph, node.all_input_nodes[0])
         layer = next(iter(node.users))
-        granularity = plan.layer(layer.name).granularity or plan.weight_granularity
-        axis = output_channel_axis(layer) if granularity == "channel" else None
+        axis = weight_axis(layer, plan)
         rows = weight.reshape(1, 1, -1) if axis is None else weight.transpose(0, axis).flatten(1).unsqueeze(1)
         bits = widths[str(node.target)]
         if codebook is not None:
@@ -48,8 +57,8 @@ def weight_grids(student: Student, widths: dict[str, int]) -> None:
             _give_channels_bits(student, node, layer, bits, partial(method.function, **options))
             continue
         low, high = method.function(rows, bits=bits, symmetric=plan.weight_symmetric, **options)
-        grid = grid_of_range(low, high, bits=bits, symmetric=plan.weight_symmetric, axis=axis)
-        if plan.saturation_free and grid.qmin < 0 and not is_depthwise(layer):
+        grid = weight_form(plan, bits).grid(low, high, rows, axis=axis)
+        if plan.saturation_free and grid.qmin < 0 and bits <= LARGEST_BITS and not is_depthwise(layer):
             grid = replace(grid, scale=torch.maximum(grid.scale, saturation_free_scale(weight, axis)))
         quantizer_of(graph, node).grid = grid
 
@@ -73,17 +82,21 @@ def saturation_free_scale(weight: Tensor, axis: int | None) -> Tensor:
     """The smallest scales (1,) or (channels,) under which no two neighbouring weights overflow a 16-bit sum.
 
     x86 processors without VNNI multiply unsigned activations by signed weights in pairs and add each pair in saturating 16 bits:
-    255 (w1 + w2) must stay within 32767, so two weights of one sign may add up to 128 at most. Neighbours are those along the
+    255 (w1 + w2) must stay within 32767, so two weights of one sign may add up to `LARGEST_SUM`. Neighbours are those along the
     order in which a runtime lines up a convolution's inputs: channels first, channels last, or channels of one position.
     """
+    scale = largest_pairs(weight, axis) / (LARGEST_SUM - 1)  # both weights may be rounded up
+    return scale.max().reshape(1) if axis is None else scale
+
+
+def largest_pairs(weight: Tensor, axis: int | None) -> Tensor:
+    """The largest sum of two such neighbours in each channel of `axis`, or of the first."""
     rows = weight if axis in (None, 0) else weight.transpose(0, axis)
     orders = [rows.flatten(1)]
     if rows.dim() > 2:
         last = rows.movedim(1, -1)
         orders += [last.flatten(1), last.flatten(1, -2)]
-    worst = torch.stack([_largest_pair(order) for order in orders]).amax(0)
-    scale = worst / 127  # not 128: both weights may be rounded up
-    return scale.max().reshape(1) if axis is None else scale
+    return torch.stack([_largest_pair(order) for order in orders]).amax(0)
 
 
 def _largest_pair(rows: Tensor) -> Tensor:

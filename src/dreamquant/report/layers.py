@@ -15,7 +15,7 @@ from dreamquant.network.operators import PRODUCTS, WEIGHTED, data_inputs, is_cal
 from dreamquant.network.pairs import groups_of
 from dreamquant.quantization.codebook import Codebook
 from dreamquant.quantization.grid import Grid
-from dreamquant.quantization.sites import is_passthrough
+from dreamquant.quantization.moves import is_passthrough
 from dreamquant.quantization.student import Student, weight_quantizer
 from dreamquant.quantization.walk import quantizer_of
 from dreamquant.quantization.weights import is_depthwise

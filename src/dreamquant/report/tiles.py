@@ -57,6 +57,7 @@ def tiles(result: Result) -> tuple[Tile, ...]:
                 f"of {proof.samples} images have the same top class in ONNX Runtime as in the quantized network it came from",
                 f"scores differ by {number(proof.mean_difference, 2)} on average, {number(proof.largest_difference, 2)} at most",
                 str(proof.steps),
+                *(() if result.artifact.conformity is None else (result.artifact.conformity.sentence(),)),
             ),
         ),
     )

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dreamquant.errors import OptionError
 from dreamquant.quantization.histogram import Values, values_of
+from dreamquant.quantization.plan import LARGEST_BITS
 
 PAPER = "Migacz, 8-bit Inference with TensorRT (GTC 2017): entropy calibration"
 
@@ -34,9 +35,11 @@ def kl(values: Tensor | Values, *, bits: int, symmetric: bool, bins: int = 2048)
     32 * 2^bits values other than 0 (512 at 4 bits, 8192 at 8) tells no density: its range is its smallest and largest value,
     which is also the best that one can do where there are fewer values than levels.
 
-    Raises `OptionError` for fewer than 4 * 2^bits bins.
+    Raises `OptionError` for fewer than 4 * 2^bits bins, and 8 bits or less.
     """
     levels = 2**bits
+    if bits > LARGEST_BITS:  # no histogram has cells for so many levels
+        return values_of(values).ends
     if bins < CELLS * levels:
         raise OptionError(f"kl.bins is {bins}; {bits} bits need at least {CELLS * levels}")
     values = values_of(values)
