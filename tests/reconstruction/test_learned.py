@@ -105,9 +105,9 @@ def test_dropped_elements_are_float_and_pass_their_gradient() -> None:
 
 def test_draws_have_their_share_and_come_from_the_generator() -> None:
     one, two, other = (
-        draw(torch.Size([7, 1001]), 0.3, generator(3)),
-        draw(torch.Size([7, 1001]), 0.3, generator(3)),
-        draw(torch.Size([7, 1001]), 0.3, generator(4)),
+        draw(torch.empty(7, 1001), 0.3, generator(3)),
+        draw(torch.empty(7, 1001), 0.3, generator(3)),
+        draw(torch.empty(7, 1001), 0.3, generator(4)),
     )
     assert torch.equal(one, two)
     assert not torch.equal(one, other)
