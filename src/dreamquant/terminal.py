@@ -127,10 +127,11 @@ def print_result(result: Result, report: Path | None = None) -> None:
         f" {assessment.float_size / 1e6:.2f} MB",
     )
     latency = assessment.latency
+    elsewhere = f"; nothing is known of {assessment.made_for}, which the file is for" if assessment.made_for else ""
     table.add_row(
         "latency",
         f"{latency.b_ms:.2f} ms, float {latency.a_ms:.2f} ms: {latency.ratio:.2f} times as fast"
-        f" ({latency.runtime}, {latency.threads} thread, batch {latency.batch})",
+        f" ({latency.runtime}, {latency.threads} thread, batch {latency.batch}{elsewhere})",
     )
     if result.fastest is not None:
         table.add_row("fastest", str(result.fastest))

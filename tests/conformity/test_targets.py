@@ -21,6 +21,7 @@ from dreamquant.network.graph import Network
 from dreamquant.network.load import load
 from dreamquant.quantization.plan import change_plan, load_plan, parse_bits, target_names
 from dreamquant.quantization.quantize import quantize
+from dreamquant.report.verdict import verdict
 from dreamquant.samples import Samples
 
 SHAPE = (3, 12, 8)
@@ -134,6 +135,9 @@ def test_a_run_says_what_its_file_is_for(digits: Path, tmp_path: Path, command: 
         "conforms to qnn's rules (QNN HTP), proven in ONNX Runtime, not run on the target"
     )
     assert result.summary()["target"]["conforms"]
+    assert result.assessment.made_for == "QNN HTP"
+    assert result.assessment.fast  # whatever ONNX Runtime needs for it
+    assert "nothing is known of QNN HTP, which it is for" in verdict(result.assessment).gained
     assert "without spare, which qnn does not let it change" in said[-1]
     properties = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     assert properties["dreamquant.target"] == "qnn (QNN HTP)"

@@ -44,11 +44,12 @@ class Assessment:
     trust: Trust | None = None
     trust_unknown: list[str] = field(default_factory=list)
     layer_times: list[LayerTime] = field(default_factory=list)
+    made_for: str = ""  # the runtime, where it is not ONNX Runtime, of which the times say nothing
 
     @property
     def fast(self) -> bool:
-        """Whether the file is faster than the float file by more than what timing may be off."""
-        return self.latency.ratio >= WORTH
+        """Whether the file is faster than the float file by more than what timing may be off, or made for another runtime."""
+        return self.latency.ratio >= WORTH or bool(self.made_for)
 
     def too_slow(self) -> str:
         """That the file is no faster than the float file, and which layers cost most; empty where it is."""
@@ -80,10 +81,12 @@ def assess(
     runner = onnx_runner(artifact.path, shown=artifact.outputs)
     actual = file_answers(network, runner, held_out.images)
     answers = [probe(network, runner, samples) for samples in probes]
+    target = artifact.conformity
+    made_for = "" if target is None or target.proven else target.runtime
     with tempfile.TemporaryDirectory() as folder:
         reference = float_file(network, Path(folder))
         latency = timed(network, reference, artifact.path)
-        slow = latency.ratio < WORTH
+        slow = latency.ratio < WORTH and not made_for
         times = layer_times(network, student, reference, artifact.path, artifact.values) if slow else []
         size = reference.stat().st_size
     agreed = agreement(network.outputs, expected, actual)
@@ -101,6 +104,7 @@ def assess(
         trust=None if unknown else told,
         trust_unknown=unknown,
         layer_times=times,
+        made_for=made_for,
     )
 
 

@@ -40,7 +40,9 @@ def verdict(assessment: Assessment, space: InputSpace | None = None) -> Verdict:
     tone, lost = _of_agreement(agreement) if trust is None else _of_both(trust, agreement)
     if space is not None and not space.checked:
         lost += f" All this holds only if the network is fed {space.numbers()}, which nothing in it confirms."
-    gained = f"The file has {percent(assessment.size / assessment.float_size)} of the size and {speed(assessment.latency)}."
+    elsewhere = f" in ONNX Runtime; nothing is known of {assessment.made_for}, which it is for" if assessment.made_for else ""
+    size = percent(assessment.size / assessment.float_size)
+    gained = f"The file has {size} of the size and {speed(assessment.latency)}{elsewhere}."
     return Verdict(tone, lost, gained)
 
 
