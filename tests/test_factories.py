@@ -17,6 +17,7 @@ AT_HOME = [
     "assess",
     "calibration.py",
     "cli",
+    "conformity",
     "exporters",
     "mapped.py",
     "network/archive.py",
