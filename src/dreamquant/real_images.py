@@ -11,7 +11,7 @@ import torch
 from dreamquant.assess.labelled import load_labelled
 from dreamquant.errors import DataError
 from dreamquant.network.graph import Network
-from dreamquant.samples import Samples
+from dreamquant.samples import REAL, Samples
 from dreamquant.storage import READABLE, read_samples
 
 FEWEST = 2  # one to calibrate on, one to measure on
@@ -35,7 +35,7 @@ def real_images(
     held_out = max(1, min(len(given) // SHARE, most_held_out))
     options = {"path": str(place), "resize": resize}
     chosen = order[held_out:], order[:held_out]
-    calibration, rest = (Samples(given[indices], method="images", seed=seed, options=options) for indices in chosen)
+    calibration, rest = (Samples(given[indices], method=REAL, seed=seed, options=options) for indices in chosen)
     return calibration, rest
 
 

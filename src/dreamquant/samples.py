@@ -11,6 +11,8 @@ from torch import Tensor
 from dreamquant.errors import DataError
 from dreamquant.mapped import in_parts
 
+REAL = "images"  # the method of samples that were given, not made
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -40,6 +42,11 @@ class Samples:
             if known is not None and not isinstance(known, Tensor):
                 raise DataError(f"{name} of samples are a {type(known).__name__}, not a tensor of as many numbers as images")
             object.__setattr__(self, name, None if known is None else known.cpu())
+
+    @property
+    def real(self) -> bool:
+        """Whether all of them are images of what the network will see, as far as the user says so."""
+        return self.method == REAL
 
     def __len__(self) -> int:
         return len(self.images)

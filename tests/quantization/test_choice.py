@@ -23,7 +23,7 @@ from dreamquant.quantization.quantize import quantize
 from dreamquant.quantization.sites import weighted_nodes
 from dreamquant.quantization.student import Student
 from dreamquant.recipe import load_recipe, resolve
-from dreamquant.samples import Samples
+from dreamquant.samples import REAL, Samples
 
 SHAPE = (3, 6, 6)
 
@@ -66,6 +66,19 @@ def test_the_most_careful_ranges_that_are_as_good_as_the_best_are_taken(network:
     assert found.taken == (corrected if corrected.distance < good.distance / 2 else good)
     assert found.plan.bias_correction == found.taken.bias_correction
     assert found.taken.ranges in found.sentence()
+
+
+def test_of_real_images_the_best_ranges_are_taken_and_corrections_that_help(network: Network) -> None:
+    for seed in range(4):
+        images, plan = noise(16, SHAPE, seed=seed), load_plan("deploy", activation_ranges=CHOSEN, bias_correction=CHOSEN)
+        made, real = (choose(network, Samples(images, method=one), plan, parse_bits("W8A4")) for one in ("noise", REAL))
+        assert made.taken is not None
+        assert real.taken is not None
+        assert real.taken.distance <= made.taken.distance
+        assert real.taken.behind == min(0, real.taken.behind)  # the best, or better than that by correction
+        assert real.taken.distance == min(one.distance for one in real.candidates if one.bias_correction == "none") or (
+            real.taken.bias_correction == "samples" and real.taken.behind + real.taken.error < 0
+        )
 
 
 def test_ranges_that_ruin_the_outputs_are_not_taken(network: Network) -> None:

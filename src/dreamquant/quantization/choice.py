@@ -9,6 +9,7 @@ Samples that are made without data show less than real images do. What is better
 for what cuts off less: of all that lie within a standard error of the best, differences being taken image by image (the rule of
 one standard error, Breiman et al., Classification and Regression Trees, 1984, 3.4.3), the most careful is. And what changes the
 network, rather than the grids that its own values need, has to pay for it: it must leave less than half of the distance.
+Real images show what others will: of them the best is taken, and a change where it is better by more than a standard error.
 
 Bias correction is such a change. What it takes off is the mean error on the samples, and other images have another. It stays
 away where the samples show nothing that an output looks for, as a detector finds no boxes on procedural images: it makes the
@@ -146,6 +147,7 @@ def choose(network: Network, samples: Samples, plan: Plan, bits: Bits, callback:
     seen, judge = even_batches(network, seen), _Judge(network, judges)
     methods = RANGES if plan.activation_ranges == CHOSEN else (plan.activation_ranges,)
     tried = _tried(network, seen, plan, bits, methods)
+    errors = 0.0 if samples.real else 1.0  # standard errors that careful ranges may be behind by
     apart: dict[tuple[str, str], Tensor] = {}
 
     def measure(name: str, correction: str) -> None:
@@ -163,11 +165,13 @@ def choose(network: Network, samples: Samples, plan: Plan, bits: Bits, callback:
     if not finite:
         raise ModelError("the quantized network's answers to the samples are not finite numbers, whatever the ranges")
     best = min((apart[one] for one in finite), key=lambda each: each.mean().item())
-    taken = next(one for one in (_candidate(*one, apart[one], best) for one in finite) if one.behind <= one.error)
+    taken = next(one for one in (_candidate(*one, apart[one], best) for one in finite) if one.behind <= errors * one.error)
     if plan.bias_correction == CHOSEN and judge.shown:
         measure(taken.ranges, CORRECTED)
         corrected = _candidate(taken.ranges, CORRECTED, apart[taken.ranges, CORRECTED], best)
-        taken = corrected if corrected.distance < HALF * taken.distance else taken
+        gained = _candidate(taken.ranges, CORRECTED, apart[taken.ranges, CORRECTED], apart[taken.ranges, asked])
+        better = gained.behind + gained.error < 0 if samples.real else corrected.distance < HALF * taken.distance
+        taken = corrected if better else taken
     candidates = tuple(_candidate(*one, each, best) for one, each in apart.items())
     method, own = (RANGES[0], tried.own) if taken.ranges == BY_TENSOR else (taken.ranges, {})
     settled = change_plan(plan, activation_ranges=method, tensor_ranges=own, bias_correction=taken.bias_correction, spare="none")
