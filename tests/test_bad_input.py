@@ -501,6 +501,7 @@ COMPARE = {
     "nothing to compare on": Case(FOLDED, ("count is 0",), (SAME, "-n", "0")),
     "batch of nothing": Case(FOLDED, ("batch is 0", "at least 1"), (SAME, "-n", "2", "--batch", "0")),
     "no rounds": Case(FOLDED, ("rounds is 0", "at least 1"), (SAME, "-n", "2", "--rounds", "0")),
+    "more threads than there are numbers": Case(FOLDED, ("threads", "at most 1024"), (SAME, "--threads", str(2**40))),
     "no threads": Case(FOLDED, ("0 threads", "at least 1"), (SAME, "--threads", "0")),
     "batch of others": Case("batches.onnx", ("batches of 4 only, not of 3",), ("{bad}/batches.onnx", "-n", "2", "--batch", "3")),
 }

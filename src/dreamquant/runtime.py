@@ -22,6 +22,7 @@ from dreamquant.onnx_guard import check_file
 DTYPES: dict[str, type[np.generic]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 MICROSOFT = "com.microsoft"  # the domain of what the runtime knows beyond the standard
 LAYOUT_KEY = "dreamquant.layout"  # a property of a model file
+MOST_THREADS = 1024
 FEW = (1, 3, 4)  # channels that images have
 _FATAL_ONLY = 4  # what is wrong with a file is raised, and told by us
 _SHRINKING = "memory.enable_memory_arena_shrinkage"
@@ -207,8 +208,8 @@ def contributed() -> frozenset[str]:
 
 
 def _session(source: Path | bytes, name: str, threads: int | None, optimize: bool) -> onnxruntime.InferenceSession:
-    if threads is not None and threads < 1:
-        raise OptionError(f"{threads} threads are impossible, it must be at least 1")
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise OptionError(f"{threads} threads are impossible, it must be at least 1 and at most {MOST_THREADS}")
     with blamed(ModelError, f"{name} cannot be read"):
         if isinstance(source, Path) and not source.is_file():
             raise ModelError(f"there is no file {source}")
