@@ -18,7 +18,7 @@ from dreamquant.network.graph import aten, outputs_of, tensor_of
 from dreamquant.network.interpreter import Values, compute, interpret
 from dreamquant.network.operators import CLIPPING, SOFTMAX, WEIGHTED, data_inputs, is_call
 from dreamquant.quantization.grid import Grid
-from dreamquant.quantization.moves import is_passthrough
+from dreamquant.quantization.moves import is_passthrough, unmoved
 from dreamquant.quantization.walk import quantizer_of
 
 Integers = Mapping[fx.Node, NDArray[Any]]
@@ -110,12 +110,10 @@ def _bias_rounded(graph: fx.GraphModule, grids: Mapping[fx.Node, Grid], node: fx
         layer = data_inputs(layer)[0]
     if not is_call(layer, WEIGHTED) or len(layer.args) < 3:
         return 0.0
-    source, weight, bias = data_inputs(layer)[0], layer.args[1], layer.args[2]
+    source, weight, bias = unmoved(data_inputs(layer)[0]), layer.args[1], layer.args[2]
     if not (isinstance(bias, fx.Node) and bias.op == "get_attr" and isinstance(weight, fx.Node) and weight.op == "call_module"):
         return 0.0
     weights = quantizer_of(graph, weight).grid
-    while is_passthrough(source):
-        source = data_inputs(source)[0]
     if source not in grids or not isinstance(weights, Grid):
         return 0.0
     return (grids[source].scale * weights.scale / grid.scale).max().item() / 2

@@ -8,11 +8,11 @@ from torch import Tensor, fx
 from dreamquant.network.edit import set_tensor
 from dreamquant.network.graph import tensor_of
 from dreamquant.network.notes import notes
-from dreamquant.network.operators import WEIGHTED, argument, bias_node, data_inputs, is_call, unquantized
+from dreamquant.network.operators import WEIGHTED, argument, bias_node, is_call, unquantized
 from dreamquant.quantization.batchnorm import correct_biases
 from dreamquant.quantization.forms import power_above, weight_form
 from dreamquant.quantization.grid import Grid
-from dreamquant.quantization.moves import is_passthrough
+from dreamquant.quantization.moves import unmoved
 from dreamquant.quantization.student import Student, quantizer_nodes
 from dreamquant.quantization.walk import float_tensor, keep_float, quantizer_of, walk_by_layers
 
@@ -92,9 +92,7 @@ def rebase_biases(student: Student) -> None:
             quantizer_of(graph, node).grid = weight_form(plan, 8).grid(low, high)
             continue
         layer = next(iter(node.users))
-        source, weight_quantizer = argument(layer, 0), quantizer_of(graph, argument(layer, 1))
-        while is_passthrough(source):
-            source = data_inputs(source)[0]
+        source, weight_quantizer = unmoved(argument(layer, 0)), quantizer_of(graph, argument(layer, 1))
         input_grid = quantizer_of(graph, source).grid if source.op == "call_module" else None
         grid, bias = weight_quantizer.grid, tensor_of(graph, node.all_input_nodes[0])
         if not isinstance(input_grid, Grid) or not isinstance(grid, Grid):
